@@ -52,7 +52,8 @@ struct task {
     /* The pool's: under its lock, but `next` after TASK_DONE, which the loop thread owns. */
     _Atomic int state; /* enum task_state */
     struct task *prev, *next;
-    uint64_t sequence;
+    uint64_t sequence; /* order of submission, over both lanes */
+    bool has_token;    /* counted in the semaphore: it may run now */
     struct task_waiter *waiter; /* pool_run's caller, or NULL */
 };
 
