@@ -31,7 +31,7 @@ enum request_op {
 
 enum request_flags {
     REQUEST_FUA = 1 << 0,          /* WRITE: durable when it returns; -EOPNOTSUPP where the file cannot */
-    REQUEST_MAYBE_CACHED = 1 << 1, /* READ: the page cache may have it, so RWF_NOWAIT is worth a try */
+    REQUEST_PAGE_CACHE = 1 << 1,   /* READ, WRITE: fd is not O_DIRECT (a read may be had without waiting: RWF_NOWAIT) */
     REQUEST_SLOW = 1 << 2,         /* CALL: belongs in the slow lane */
 };
 
@@ -60,7 +60,7 @@ struct request {
     /* The backend's, from submission until done. */
     struct backend *backend;
     struct task task;     /* when it goes through the pool */
-    struct request *next; /* a ring's list of requests that wait for a place */
+    struct request *next; /* a ring's list of requests that the kernel does not have yet */
 };
 
 /* READ and WRITE are split above this by the submitter (the kernel stops at 2 GiB - 4 KiB). */
@@ -71,7 +71,7 @@ struct backend_config {
     struct pool *pool;    /* for what the backend cannot do natively */
     unsigned queue_depth; /* ring entries, 1-4096 */
     bool direct;          /* the descriptors will be O_DIRECT */
-    bool try_cached;      /* try RWF_NOWAIT on the caller's thread where REQUEST_MAYBE_CACHED says so */
+    bool try_cached;      /* try RWF_NOWAIT on the caller's thread of a REQUEST_PAGE_CACHE read */
 };
 
 struct backend {
@@ -97,13 +97,18 @@ struct backend_ops {
      */
     void (*close)(struct backend *backend);
 
-    /* Starts the request.  Returns 0, and `done` will be called exactly once, on the loop thread; or
+    /* Can this backend carry the request natively?  What it cannot goes to the pool instead.  NULL: all of them.
+     * Any thread.
+     */
+    bool (*takes)(const struct backend *backend, const struct request *request);
+
+    /* Starts a request that it takes.  Returns 0, and `done` will be called exactly once, on the loop thread; or
      * -errno, and it will not be called.  Does not wait for the request; a full ring is no error.
      * Any thread.
      */
     int (*submit)(struct backend *backend, struct request *request);
 
-    /* Carries the request out and returns its result, without the loop thread where the backend can.
+    /* Carries such a request out and returns its result, without the loop thread where the backend can.
      * NULL: backend_run submits and waits.  Any thread but the loop's and the pool's workers'.
      */
     int (*run)(struct backend *backend, struct request *request);
@@ -141,6 +146,14 @@ bool request_advance(struct request *request, ssize_t ret);
 
 /* Carries the request out by blocking calls on this thread until it is finished, and returns its result. */
 int request_perform(struct request *request);
+
+/* Finishes a request that was submitted: its `done` is called, the caller's last touch.  Loop thread. */
+void request_finish(struct request *request, int result);
+
+/* A backend has accepted the request and finds that it cannot carry it out (the kernel says -EAGAIN
+ * or -ECANCELED): the pool does.  What was transferred already stays transferred.  Loop thread.
+ */
+void request_give_back(struct request *request);
 
 /* Hands the request to the pool, in the lane that its op belongs in; `done` follows from the pool's
  * completion bottom half.  As backend_ops.submit.

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The io_uring backend.
+ *
+ * The ring is made on the loop thread and touched by no other, which is what the kernel's
+ * cheapest modes demand (io_uring_setup(2): SINGLE_ISSUER, DEFER_TASKRUN).  How requests come here, wait for room and are
+ * continued is ring.c's business; this file translates.  Never blocks: io_uring_enter(2) is called to submit and
+ * to run deferred work, not to wait.
+ */
+#include <errno.h>
+#include <liburing.h>
+#include <stdlib.h>
+
+#include "backends/list.h"
+#include "backends/ring.h"
+
+#define REAP_BATCH 64u
+
+struct uring {
+    struct ring ring;
+
+    /* Loop thread only, set at open. */
+    struct io_uring uring;
+    bool deferred;              /* completions appear only when we ask for them */
+    bool has_fsync, has_fallocate;
+    struct io_uring_sqe **sqes; /* those of the push that is going on */
+    unsigned stale;             /* submission entries left over, turned into no-ops */
+};
+
+/* Best first.  A flag that the kernel does not know gives -EINVAL, and the next step is tried. */
+static const unsigned setup_ladder[] = {
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, /* 6.1: completion work only when we ask, in batches */
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN,  /* 6.0 */
+    IORING_SETUP_COOP_TASKRUN,                               /* 5.19: no interrupts of the loop thread */
+    0,
+};
+
+#define SETUP_STEPS (sizeof setup_ladder / sizeof setup_ladder[0])
+
+static void prepare(struct io_uring_sqe *sqe, struct request *r)
+{
+    switch (r->op) {
+    case REQUEST_READ:
+        if (r->iovcnt == 1)
+            io_uring_prep_read(sqe, r->fd, r->iov->iov_base, r->iov->iov_len, r->offset);
+        else
+            io_uring_prep_readv(sqe, r->fd, r->iov, r->iovcnt, r->offset);
+        break;
+    case REQUEST_WRITE:
+        if (r->iovcnt == 1)
+            io_uring_prep_write(sqe, r->fd, r->iov->iov_base, r->iov->iov_len, r->offset);
+        else
+            io_uring_prep_writev(sqe, r->fd, r->iov, r->iovcnt, r->offset);
+        sqe->rw_flags = r->flags & REQUEST_FUA ? RWF_DSYNC : 0;
+        break;
+    case REQUEST_FDATASYNC:
+        io_uring_prep_fsync(sqe, r->fd, IORING_FSYNC_DATASYNC);
+        break;
+    default: /* uring_takes lets through nothing else */
+        io_uring_prep_fallocate(sqe, r->fd, r->mode, r->offset, r->length);
+        break;
+    }
+    io_uring_sqe_set_data(sqe, r);
+}
+
+/* Turns entries that the kernel did not take into no-ops: their requests may be gone, or come again, before the
+ * kernel looks at them.
+ */
+static void withdraw(struct uring *u, unsigned from, unsigned to)
+{
+    for (unsigned i = from; i < to; i++) {
+        io_uring_prep_nop(u->sqes[i]);
+        io_uring_sqe_set_data(u->sqes[i], NULL);
+        u->stale++;
+    }
+}
+
+static int uring_push(struct ring *ring, struct request *first, unsigned count)
+{
+    struct uring *u = (struct uring *)ring;
+    unsigned prepared = 0, stale = u->stale;
+
+    while (prepared < count && first) {
+        struct io_uring_sqe *sqe = io_uring_get_sqe(&u->uring);
+        if (!sqe)
+            break;
+        prepare(sqe, first);
+        u->sqes[prepared++] = sqe;
+        first = first->next;
+    }
+    int n = io_uring_submit(&u->uring);
+    unsigned consumed = n > 0 ? n : 0;
+    unsigned taken = consumed > stale ? consumed - stale : 0;
+
+    u->stale -= consumed - taken;
+    withdraw(u, taken, prepared);
+    /* Nothing taken and no error: no entry was free, because no-ops filled the ring. */
+    return taken > 0 ? (int)taken : n < 0 ? n : -EAGAIN;
+}
+
+/* The entries are copied and given back before any request is finished: its `done` may poll the loop and come here again. */
+static void uring_reap(struct ring *ring)
+{
+    struct uring *u = (struct uring *)ring;
+    struct io_uring_cqe *cqes[REAP_BATCH], copies[REAP_BATCH];
+    unsigned n;
+
+    if (u->deferred)
+        io_uring_get_events(&u->uring);
+    while ((n = io_uring_peek_batch_cqe(&u->uring, cqes, REAP_BATCH)) > 0) {
+        for (unsigned i = 0; i < n; i++)
+            copies[i] = *cqes[i];
+        io_uring_cq_advance(&u->uring, n);
+        for (unsigned i = 0; i < n; i++) {
+            if (copies[i].user_data)
+                ring_completed(ring, io_uring_cqe_get_data(&copies[i]), copies[i].res);
+        }
+    }
+}
+
+static const struct ring_ops uring_ring_ops = {.push = uring_push, .reap = uring_reap};
+
+static bool uring_takes(const struct backend *backend, const struct request *request)
+{
+    const struct uring *u = (const struct uring *)backend;
+
+    switch (request->op) {
+    case REQUEST_READ:
+    case REQUEST_WRITE:
+        return true;
+    case REQUEST_FDATASYNC:
+        return u->has_fsync;
+    case REQUEST_FALLOCATE:
+        return u->has_fallocate;
+    default:
+        return false;
+    }
+}
+
+/* --- Opening --- */
+
+static int set_up(struct uring *u)
+{
+    int r = -EINVAL;
+
+    for (size_t i = 0; i < SETUP_STEPS && r == -EINVAL; i++) {
+        struct io_uring_params params = {.flags = setup_ladder[i]};
+
+        r = io_uring_queue_init_params(u->ring.backend.config.queue_depth, &u->uring, &params);
+        u->deferred = params.flags & IORING_SETUP_DEFER_TASKRUN;
+    }
+    return r;
+}
+
+static int probe_operations(struct uring *u)
+{
+    struct io_uring_probe *probe = io_uring_get_probe_ring(&u->uring);
+
+    if (!probe)
+        return -ENOSYS; /* older than 5.6, which also lacks the plain reads and writes used here */
+    bool has_read_write =
+        io_uring_opcode_supported(probe, IORING_OP_READ) && io_uring_opcode_supported(probe, IORING_OP_WRITE);
+    u->has_fsync = io_uring_opcode_supported(probe, IORING_OP_FSYNC);
+    u->has_fallocate = io_uring_opcode_supported(probe, IORING_OP_FALLOCATE);
+    io_uring_free_probe(probe);
+    return has_read_write ? 0 : -ENOSYS;
+}
+
+struct call {
+    struct uring *u;
+    int result;
+};
+
+static void open_on_loop(void *opaque)
+{
+    struct call *call = opaque;
+    struct uring *u = call->u;
+
+    call->result = set_up(u);
+    if (call->result < 0)
+        return;
+    call->result = probe_operations(u);
+    if (call->result == 0)
+        call->result = io_uring_register_eventfd(&u->uring, u->ring.event_fd);
+    if (call->result == 0)
+        call->result = ring_start(&u->ring);
+    if (call->result < 0)
+        io_uring_queue_exit(&u->uring);
+}
+
+static void close_on_loop(void *opaque)
+{
+    struct uring *u = opaque;
+
+    ring_stop(&u->ring);
+    io_uring_queue_exit(&u->uring);
+}
+
+static void free_uring(struct uring *u)
+{
+    ring_destroy(&u->ring);
+    free(u->sqes);
+    free(u);
+}
+
+static void uring_close(struct backend *backend)
+{
+    struct uring *u = (struct uring *)backend;
+
+    loop_call(backend->config.loop, close_on_loop, u);
+    free_uring(u);
+}
+
+static int uring_open(const struct backend_config *config, struct backend **backend)
+{
+    struct uring *u = calloc(1, sizeof *u);
+
+    if (!u)
+        return -ENOMEM;
+    u->sqes = calloc(config->queue_depth, sizeof *u->sqes);
+    int r = u->sqes ? ring_init(&u->ring, &uring_ops, &uring_ring_ops, config) : -ENOMEM;
+    if (r < 0) {
+        free(u->sqes);
+        free(u);
+        return r;
+    }
+    struct call call = {.u = u};
+    loop_call(config->loop, open_on_loop, &call);
+    if (call.result < 0) {
+        free_uring(u);
+        return call.result;
+    }
+    r = ring_prove(&u->ring);
+    if (r < 0) {
+        uring_close(&u->ring.backend);
+        return r;
+    }
+    *backend = &u->ring.backend;
+    return 0;
+}
+
+const struct backend_ops uring_ops = {
+    .name = "io_uring",
+    .open = uring_open,
+    .close = uring_close,
+    .takes = uring_takes,
+    .submit = ring_submit,
+};

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One open image, shared by all its connections, whatever names they came by.
+ *
+ * image.c finds and opens it, geometry.c measures it; the other files each implement one part of
+ * what a disk means on it: transfer.c, flush.c, zero.c, extents.c, lock.c.
+ */
+#ifndef AIODISK_IMAGE_H
+#define AIODISK_IMAGE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "backends/backend.h"
+#include "plugin/config.h"
+#include "plugin/flush.h"
+#include "plugin/range.h"
+#include "plugin/source.h"
+
+#define IMAGE_MAX_REQUEST (64u << 20) /* bytes of data, advertised and kept by nbdkit */
+
+/* What makes two descriptors the same disk. */
+struct image_key {
+    bool block;      /* then device is st_rdev and inode 0, for a block device may have several nodes */
+    dev_t device;
+    ino_t inode;
+};
+
+/* What is known of a way to zero or discard: found out by trying, remembered. */
+enum ability { ABILITY_UNKNOWN, ABILITY_YES, ABILITY_NO };
+
+struct image {
+    /* Set once by image_get before anybody else sees the image, read by any thread. */
+    struct image_key key;
+    char *name; /* for messages */
+    struct backend *backend;
+    bool readonly;      /* as served */
+    bool wants_readonly; /* as asked for: -r, or a filter */
+    bool direct;
+    bool inherited;      /* from fd=: cannot always be reopened */
+    int fd;              /* O_DIRECT if direct; carries the locks */
+    int buffered_fd;     /* the same file through the page cache; == fd unless direct */
+    uint32_t align;      /* bytes, power of two: offset and length of direct I/O; 1 unless direct */
+    uint32_t mem_align;  /* bytes, power of two: memory of direct I/O */
+    uint32_t granule;    /* bytes, power of two, >= align: what fallocate can take without the page cache */
+    uint32_t sector;     /* bytes, power of two: unit of BLKZEROOUT and BLKDISCARD */
+    uint32_t preferred_block;
+    bool rotational;
+
+    /* Own locks inside. */
+    struct flush_set flush;
+    struct range_lock ranges;
+
+    /* Any thread, relaxed: hints and figures that order nothing else. */
+    _Atomic uint64_t size; /* bytes; re-read when a client connects */
+    atomic_bool dirty;     /* something was written since the last flush began */
+    atomic_bool no_dsync;  /* RWF_DSYNC is not to be had */
+    atomic_bool no_seek;   /* SEEK_DATA is not to be had */
+    _Atomic int can_punch, can_zero_range, can_allocate, can_zeroout, can_discard; /* enum ability */
+
+    /* Under prefetch_lock. */
+    pthread_mutex_t prefetch_lock;
+    pthread_cond_t prefetch_done;
+    unsigned prefetches; /* in flight */
+
+    /* Under the lock of the list of images. */
+    unsigned references;
+    bool keep; /* stays open without references until image_close_all */
+    struct image *next;
+};
+
+struct image_options {
+    struct backend *backend;
+    bool readonly;
+    bool direct;
+    enum locking_mode locking;
+    bool inherited; /* path_fd is the user's own descriptor, and bounds what may be done */
+    bool keep;
+};
+
+/* Finds the open image of the file that path_fd refers to, or opens it.  Returns 0 and a reference, or -errno and
+ * a line in `why`.  path_fd stays the caller's.  Nbdkit's threads; blocks.
+ */
+int image_get(int path_fd, const char *name, const struct image_options *options, struct image **image,
+              char why[SOURCE_ERROR_SIZE]);
+
+/* Gives the reference back.  The last one flushes and closes the image, unless it is to be kept. */
+void image_put(struct image *image);
+
+/* Closes those that were kept.  No references are left, and the backend still runs. */
+void image_close_all(void);
+
+/* The disk's size in bytes as it is now, or -errno. */
+int64_t image_measure(const struct image *image);
+
+/* To be called before anything is written up to `end`: -ENOSPC if the file has been cut short meanwhile,
+ * for writing there would grow it back.
+ */
+int image_before_write(struct image *image, uint64_t end);
+
+/* geometry.c: fills in align, mem_align, granule, sector, preferred_block, rotational.  Returns 0, or -ENOTSUP
+ * when direct I/O is not to be had on image->fd.
+ */
+int geometry_probe(struct image *image);
+
+static inline uint64_t align_down(uint64_t n, uint64_t unit)
+{
+    return n & ~(unit - 1);
+}
+
+static inline uint64_t align_up(uint64_t n, uint64_t unit)
+{
+    return align_down(n + unit - 1, unit);
+}
+
+#endif

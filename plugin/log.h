@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* How the files under plugin.c speak to the user without knowing nbdkit: plugin.c defines these (a
+ * unit test defines its own).  Any thread that nbdkit called us on; not the loop thread.
+ */
+#ifndef AIODISK_LOG_H
+#define AIODISK_LOG_H
+
+/* One line that the user must see: something works otherwise than was asked, or a disk is in trouble. */
+void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* One line for nbdkit -v. */
+void log_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* nbdkit's face: its callbacks, in the order in which it calls them.
+ *
+ * Here -errno becomes what NBD knows, and a line in the log.  What a disk means is decided in the files that
+ * are called.  Runs on nbdkit's threads: the main thread up to .after_fork and from .unload on, one
+ * of a connection's threads between .open and .close.  Nothing here touches the disk itself.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "plugin/bounce.h"
+#include "plugin/config.h"
+#include "plugin/engine.h"
+#include "plugin/extents.h"
+#include "plugin/image.h"
+#include "plugin/log.h"
+#include "plugin/transfer.h"
+#include "plugin/zero.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* -D aiodisk.stats=1: print the pool's counters at the end. */
+NBDKIT_DLL_PUBLIC int aiodisk_debug_stats;
+
+/* Main thread, before and after all connections; any thread reads it in between. */
+static struct engine engine;
+
+/* One client's connection. */
+struct handle {
+    struct image *image;
+    struct handle *prev, *next; /* under handles_lock */
+};
+
+/* nbdkit 1.32 does not call .close for clients that are connected at its end. */
+static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct handle *handles; /* under handles_lock */
+
+/* --- Speaking to the user --- */
+
+void log_warning(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    nbdkit_verror(format, args);
+    va_end(args);
+}
+
+void log_debug(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    nbdkit_vdebug(format, args);
+    va_end(args);
+}
+
+/* What NBD clients are told; nbdkit would turn errors it does not know into EINVAL, which blames the client. */
+static int nbd_error(int err)
+{
+    switch (err) {
+    case EPERM:
+    case EROFS:
+    case EIO:
+    case ENOMEM:
+    case EINVAL:
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case ESHUTDOWN:
+        return err;
+    default:
+        return EIO;
+    }
+}
+
+/* Turns a result into a callback's return value. */
+static int answer(const struct handle *h, int r, const char *what, uint64_t count, uint64_t offset)
+{
+    if (r >= 0)
+        return 0;
+    nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what, (unsigned long long)count,
+                 (unsigned long long)offset, strerror(-r));
+    nbdkit_set_error(nbd_error(-r));
+    return -1;
+}
+
+/* --- Before and after serving --- */
+
+static void aiodisk_dump_plugin(void)
+{
+    char why[ENGINE_WHY_SIZE];
+
+    printf("aiodisk_backends=");
+    for (size_t i = 0, n = 0; backend_name(i); i++) {
+        if (engine_try(&config, backend_name(i), why) == 0)
+            printf("%s%s", n++ ? " " : "", backend_name(i));
+    }
+    printf("\n");
+    printf("aiodisk_max_threads=%u\n", config.max_threads);
+    printf("aiodisk_min_threads=%u\n", config.min_threads);
+    printf("aiodisk_queue_depth=%u\n", config.queue_depth);
+    printf("aiodisk_cache=default none\n");
+    printf("aiodisk_dispatch=auto pool\n");
+    printf("aiodisk_locking=auto on off\n");
+}
+
+static int aiodisk_get_ready(void)
+{
+    char why[ENGINE_WHY_SIZE];
+
+    if (config_check() < 0)
+        return -1;
+    /* Later errors reach only syslog.  "threads" always works, and auto falls back to it. */
+    if (strcmp(config.backend, "auto") != 0 && engine_try(&config, config.backend, why) < 0) {
+        nbdkit_error("%s", why);
+        return -1;
+    }
+    /* A write beyond RLIMIT_FSIZE is to fail with EFBIG, not to end the process. */
+    signal(SIGXFSZ, SIG_IGN);
+    return 0;
+}
+
+/* The process is now the one that serves: threads and descriptors made here stay. */
+static int aiodisk_after_fork(void)
+{
+    char why[ENGINE_WHY_SIZE];
+
+    if (engine_start(&engine, &config, config.backend, why) < 0) {
+        nbdkit_error("%s", why);
+        return -1;
+    }
+    nbdkit_debug("%s", why);
+    return 0;
+}
+
+static void print_counters(void)
+{
+    struct pool_counters c;
+
+    pool_read_counters(engine.pool, &c);
+    fprintf(stderr,
+            "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu taken_back=%llu "
+            "stranded_runs=%llu stranded_errors=%llu cancelled=%llu completions=%llu threads_created=%llu "
+            "spawn_failures=%llu\n",
+            (unsigned long long)c.submitted, (unsigned long long)c.enqueued, (unsigned long long)c.worker_runs,
+            (unsigned long long)c.helped, (unsigned long long)c.taken_back, (unsigned long long)c.stranded_runs,
+            (unsigned long long)c.stranded_errors, (unsigned long long)c.cancelled,
+            (unsigned long long)c.completions, (unsigned long long)c.threads_created,
+            (unsigned long long)c.spawn_failures);
+}
+
+static void forget(struct handle *h)
+{
+    pthread_mutex_lock(&handles_lock);
+    *(h->prev ? &h->prev->next : &handles) = h->next;
+    if (h->next)
+        h->next->prev = h->prev;
+    pthread_mutex_unlock(&handles_lock);
+}
+
+static void aiodisk_close(void *handle)
+{
+    struct handle *h = handle;
+
+    forget(h);
+    image_put(h->image);
+    free(h);
+}
+
+/* nbdkit does not unload while a callback runs, so nobody else uses any of this any more. */
+static void aiodisk_unload(void)
+{
+    while (handles)
+        aiodisk_close(handles);
+    image_close_all();
+    if (aiodisk_debug_stats && engine.pool)
+        print_counters();
+    engine_stop(&engine);
+    flush_forget_all();
+    bounce_free_all();
+    config_free();
+}
+
+/* --- A client comes --- */
+
+static int add_export(void *opaque, const char *name)
+{
+    return nbdkit_add_export(opaque, name, NULL);
+}
+
+static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+    char why[SOURCE_ERROR_SIZE] = "";
+
+    if (!config.directory)
+        return nbdkit_use_default_export(exports);
+    int r = source_list_exports(config.directory, add_export, exports, why);
+    if (r < 0 && why[0] != '\0')
+        nbdkit_error("%s", why);
+    return r < 0 ? -1 : 0;
+}
+
+/* Returns a descriptor that names the image, or -errno with the reason in `why`. */
+static int open_source(const char **name, char why[SOURCE_ERROR_SIZE])
+{
+    if (config.directory) {
+        *name = nbdkit_export_name();
+        if (!*name)
+            return -ENOMEM;
+        return source_open_export(config.directory, *name, why);
+    }
+    *name = config.file ? config.file : "fd=";
+    return config.file ? source_open_file(config.file, why) : config.fd;
+}
+
+static int get_image(int readonly, struct image **image, char why[SOURCE_ERROR_SIZE])
+{
+    const char *name;
+    struct image_options options = {
+        .backend = engine.backend,
+        .readonly = readonly,
+        .direct = config.cache == CACHE_NONE,
+        .locking = config.locking,
+        .inherited = config.fd >= 0,
+        .keep = !config.directory,
+    };
+
+    int path_fd = open_source(&name, why);
+    if (path_fd < 0)
+        return path_fd;
+    int r = image_get(path_fd, name, &options, image, why);
+    if (path_fd != config.fd)
+        close(path_fd);
+    return r;
+}
+
+static void *aiodisk_open(int readonly)
+{
+    char why[SOURCE_ERROR_SIZE] = "out of memory";
+    struct handle *h = calloc(1, sizeof *h);
+
+    if (!h || get_image(readonly, &h->image, why) < 0) {
+        nbdkit_error("%s", why);
+        free(h);
+        return NULL;
+    }
+    pthread_mutex_lock(&handles_lock);
+    h->next = handles;
+    if (handles)
+        handles->prev = h;
+    handles = h;
+    pthread_mutex_unlock(&handles_lock);
+    return h;
+}
+
+static const char *aiodisk_export_description(void *handle)
+{
+    const struct image *image = ((struct handle *)handle)->image;
+
+    return nbdkit_printf_intern("%s, %llu bytes%s", image->key.block ? "block device" : "file",
+                                (unsigned long long)atomic_load(&image->size),
+                                image->readonly ? ", read-only" : "");
+}
+
+static int64_t aiodisk_get_size(void *handle)
+{
+    return atomic_load(&((struct handle *)handle)->image->size);
+}
+
+static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+    /* Unaligned requests are served, and clients obey a larger minimum more strictly than is good for them. */
+    *minimum = 1;
+    *preferred = ((struct handle *)handle)->image->preferred_block;
+    *maximum = IMAGE_MAX_REQUEST;
+    return 0;
+}
+
+static int can_write(void *handle)
+{
+    return !((struct handle *)handle)->image->readonly;
+}
+
+static int can_always(void *handle)
+{
+    return 1;
+}
+
+static int is_rotational(void *handle)
+{
+    return ((struct handle *)handle)->image->rotational;
+}
+
+static int can_fua(void *handle)
+{
+    return NBDKIT_FUA_NATIVE;
+}
+
+static int can_cache(void *handle)
+{
+    return NBDKIT_CACHE_NATIVE;
+}
+
+/* --- Its requests --- */
+
+static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct handle *h = handle;
+
+    return answer(h, transfer_read(h->image, buf, count, offset), "read", count, offset);
+}
+
+static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct handle *h = handle;
+    int r = transfer_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
+
+    return answer(h, r, "write", count, offset);
+}
+
+static int aiodisk_flush(void *handle, uint32_t flags)
+{
+    struct handle *h = handle;
+
+    return answer(h, flush_image(h->image), "flush", atomic_load(&h->image->size), 0);
+}
+
+static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct handle *h = handle;
+    int r = trim_image(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
+
+    return answer(h, r, "trim", count, offset);
+}
+
+static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    struct handle *h = handle;
+    int r = zero_image(h->image, count, offset,
+                       (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
+                           (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
+                           (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
+
+    if (r == -EOPNOTSUPP) {
+        /* A fast zero that would be slow: an answer, not an error. */
+        nbdkit_set_error(EOPNOTSUPP);
+        return -1;
+    }
+    return answer(h, r, "zero", count, offset);
+}
+
+static int add_extent(void *opaque, const struct extent *extent)
+{
+    uint32_t type = extent->hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
+
+    return nbdkit_add_extent(opaque, extent->offset, extent->length, type) < 0 ? -errno : 0;
+}
+
+static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+                           struct nbdkit_extents *extents)
+{
+    struct handle *h = handle;
+    int r = extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
+
+    return answer(h, r, "extents", count, offset);
+}
+
+static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+    prefetch_image(((struct handle *)handle)->image, count, offset);
+    return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+    .name = "aiodisk",
+    .version = AIODISK_VERSION,
+    .longname = "nbdkit asynchronous disk plugin",
+    .description = "Serves disk images and block devices through a worker pool, io_uring or libaio.",
+    .unload = aiodisk_unload,
+    .dump_plugin = aiodisk_dump_plugin,
+    .config = config_set,
+    .config_complete = config_complete,
+    .config_help = CONFIG_HELP,
+    .magic_config_key = "file",
+    .get_ready = aiodisk_get_ready,
+    .after_fork = aiodisk_after_fork,
+    .list_exports = aiodisk_list_exports,
+    .open = aiodisk_open,
+    .close = aiodisk_close,
+    .export_description = aiodisk_export_description,
+    .get_size = aiodisk_get_size,
+    .block_size = aiodisk_block_size,
+    .can_write = can_write,
+    .can_flush = can_always,
+    .is_rotational = is_rotational,
+    .can_trim = can_write,
+    .can_zero = can_write,
+    .can_fast_zero = can_write,
+    .can_extents = can_always,
+    .can_fua = can_fua,
+    .can_multi_conn = can_always,
+    .can_cache = can_cache,
+    .pread = aiodisk_pread,
+    .pwrite = aiodisk_pwrite,
+    .flush = aiodisk_flush,
+    .trim = aiodisk_trim,
+    .zero = aiodisk_zero,
+    .extents = aiodisk_extents,
+    .cache = aiodisk_cache,
+    /* Our own messages name the errno. */
+    .errno_is_preserved = 0,
+};
+
+NBDKIT_REGISTER_PLUGIN(plugin)
