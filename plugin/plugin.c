@@ -193,9 +193,13 @@ static void aiodisk_unload(void)
 
 /* --- A client comes --- */
 
-static int add_export(void *opaque, const char *name)
+static int add_export(void *opaque, const char *name, const struct stat *st)
 {
-    return nbdkit_add_export(opaque, name, NULL);
+    char description[64] = "block device";
+
+    if (S_ISREG(st->st_mode))
+        snprintf(description, sizeof description, "file, %lld bytes", (long long)st->st_size);
+    return nbdkit_add_export(opaque, name, description);
 }
 
 static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)

@@ -177,8 +177,8 @@ int source_open_export(const char *directory, const char *name, char why[SOURCE_
     return judge(path_fd, name, why);
 }
 
-int source_list_exports(const char *directory, int (*add)(void *opaque, const char *name), void *opaque,
-                        char why[SOURCE_ERROR_SIZE])
+int source_list_exports(const char *directory, int (*add)(void *opaque, const char *name, const struct stat *st),
+                        void *opaque, char why[SOURCE_ERROR_SIZE])
 {
     int r = 0;
     DIR *dir = opendir(directory);
@@ -186,7 +186,7 @@ int source_list_exports(const char *directory, int (*add)(void *opaque, const ch
     if (!dir)
         return fail(why, -errno, "%s: %s", directory, strerror(errno));
     while (r == 0) {
-        char ignored[SOURCE_ERROR_SIZE];
+        struct stat st;
 
         errno = 0;
         struct dirent *entry = readdir(dir);
@@ -198,10 +198,11 @@ int source_list_exports(const char *directory, int (*add)(void *opaque, const ch
         if (!name_is_one_component(entry->d_name))
             continue;
         int path_fd = open_beneath(dirfd(dir), entry->d_name);
-        if (path_fd < 0 || judge(path_fd, entry->d_name, ignored) < 0)
+        if (path_fd < 0)
             continue;
+        if (fstat(path_fd, &st) == 0 && !refusal(st.st_mode))
+            r = add(opaque, entry->d_name, &st);
         close(path_fd);
-        r = add(opaque, entry->d_name);
     }
     closedir(dir);
     return r;
