@@ -72,7 +72,8 @@ static int seek_extents(struct request *request)
             return -errno;
         if ((uint64_t)data > search->start) {
             found(search, data, true);
-            continue;
+            if (search->count == search->max || search->start == search->end)
+                break;
         }
         off_t hole = lseek(fd, search->start, SEEK_HOLE);
         if (hole < 0 && errno != ENXIO)
