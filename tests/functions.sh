@@ -42,17 +42,18 @@ wait_for() {
     done
 }
 
-# start NAME ARGS...: nbdkit with the plugin, in the background; sets $pid and $uri, the log is $dir/NAME.log.
+# start NAME ARGS...: nbdkit with the plugin, in the background; sets $pid, $uri and $log.
 start() {
     local name=$1
     shift
+    log=$dir/$name.log
     rm -f "$dir/$name.sock" "$dir/$name.pid"
-    "${nbdkit[@]:-nbdkit}" -f -v -U "$dir/$name.sock" -P "$dir/$name.pid" "$plugin" "$@" 2>"$dir/$name.log" &
+    "${nbdkit[@]:-nbdkit}" -f -v -U "$dir/$name.sock" -P "$dir/$name.pid" "$plugin" "$@" 2>"$log" &
     pid=$!
     pids+=("$pid")
     uri="nbd+unix:///?socket=$dir/$name.sock"
     wait_for 20 started "$dir/$name.pid" "$pid" || true
-    [ -e "$dir/$name.pid" ] || { cat "$dir/$name.log" >&2; fail "nbdkit did not start: $*"; }
+    [ -e "$dir/$name.pid" ] || { cat "$log" >&2; fail "nbdkit did not start: $*"; }
 }
 started() { [ -s "$1" ] || ! kill -0 "$2" 2>/dev/null; }
 
@@ -61,7 +62,7 @@ stop() {
     local status=0
     kill "$pid"
     wait "$pid" || status=$?
-    [ $status = 0 ] || { tail -50 "$dir"/*.log >&2; fail "nbdkit ended with status $status"; }
+    [ $status = 0 ] || { tail -50 "$log" >&2; fail "nbdkit ended with status $status"; }
 }
 
 # make_loop FILE OPTIONS...: sets $loop.
@@ -101,6 +102,6 @@ make_fs() {
 }
 
 # counter NAME: of the last nbdkit, which was started with -D aiodisk.stats=1 and has ended.
-counter() { sed -n "s/^aiodisk: counters:.* $1=\([0-9]*\).*/\1/p" "$dir"/*.log | tail -1; }
+counter() { sed -n "s/^aiodisk: counters:.* $1=\([0-9]*\).*/\1/p" "$log"; }
 
 checksum() { sha256sum <"$1"; }
