@@ -3,9 +3,9 @@
  *
  * Tokens.  The semaphore's value is the number of queued tasks that have a token (`granted`), but for two
  * corrections.  A worker that has returned from the semaphore and is not yet at the lock carries a
- * token in its hand.  And whoever takes a task without having waited for its token has to
- * take the token out of the semaphore again; when a worker carries it already, that worker will find nothing to do, which
- * is remembered as a surplus token, so that the next grant needs no post.  Hence, under the lock:
+ * token in its hand.  And when a task goes to someone who has not waited for its token, that token is surplus: the next
+ * grant uses it instead of a post, or, when nothing is left to grant, it is taken out of the semaphore again; one that a worker
+ * carries already stays surplus until that worker finds nothing to do.  Hence, under the lock:
  *
  *     semaphore + tokens in workers' hands == granted + surplus
  *

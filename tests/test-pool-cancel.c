@@ -194,6 +194,47 @@ static void invariant_9_nested_poll_completes_tasks(void **state)
     rig_free(&rig, POOL_DRAIN);
 }
 
+/* A batch of two: the first one's callback waits for the second one's, which only a nested poll can call. */
+static void wait_for_the_rest(struct task *task)
+{
+    struct callback *c = (struct callback *)task;
+    for (int turn = 0; turn < 100 && atomic_load(&c->other_finished) == 0; turn++)
+        loop_poll(c->loop, false);
+    CHECK(atomic_load(&c->other_finished) == 1);
+    atomic_store(&c->over, true);
+}
+
+/* Loop thread: while it is in here nothing is delivered, so both are in one batch when it returns. */
+static void complete_two_at_once(void *opaque)
+{
+    struct callback *c = opaque;
+    CHECK(pool_submit(c->pool, &c->job.task) == 0);
+    CHECK(pool_submit(c->pool, &c->other.task) == 0);
+    while (atomic_load(&c->other.task.state) != TASK_DONE)
+        sleep_us(10);
+}
+
+static void invariant_9_nested_poll_delivers_the_rest_of_its_batch(void **state)
+{
+    struct pool_config config = {.max_threads = 1, .min_threads = 1};
+    struct rig rig;
+
+    rig_new(&rig, &config);
+    struct job first;
+    job_init(&first, POOL_FAST, NULL, NULL); /* so that there is a worker: it is created on the loop thread */
+    CHECK(pool_submit(rig.pool, &first.task) == 0);
+    WAIT_UNTIL(atomic_load(&first.finished) == 1);
+    for (int round = 0; round < ROUNDS(1000); round++) {
+        struct callback c = {.pool = rig.pool, .loop = rig.loop};
+        job_init(&c.job, POOL_FAST, NULL, NULL);
+        job_init(&c.other, POOL_FAST, NULL, &c.other_finished);
+        c.job.task.done = wait_for_the_rest;
+        loop_call(rig.loop, complete_two_at_once, &c);
+        WAIT_UNTIL(atomic_load(&c.over));
+    }
+    rig_free(&rig, POOL_DRAIN);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -201,6 +242,7 @@ int main(void)
         cmocka_unit_test(invariant_8_cancel_at_each_state),
         cmocka_unit_test(invariant_8_cancel_inside_ones_own_callback),
         cmocka_unit_test(invariant_9_nested_poll_completes_tasks),
+        cmocka_unit_test(invariant_9_nested_poll_delivers_the_rest_of_its_batch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -240,6 +240,49 @@ static void invariant_19_bounds_change_under_load(void **state)
     }
 }
 
+/* --- Every thread that was created has been joined when pool_free returns --- */
+
+static _Atomic unsigned created, joined;
+
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+    int error = __real_pthread_create(thread, attr, fn, arg);
+    if (!error)
+        atomic_fetch_add(&created, 1);
+    return error;
+}
+
+int __real_pthread_join(pthread_t thread, void **value);
+int __wrap_pthread_join(pthread_t thread, void **value);
+int __wrap_pthread_join(pthread_t thread, void **value)
+{
+    int error = __real_pthread_join(thread, value);
+    if (!error)
+        atomic_fetch_add(&joined, 1);
+    return error;
+}
+
+static void invariant_10_every_worker_is_joined(void **state)
+{
+    struct pool_config config = {.max_threads = 64};
+    for (int round = 0; round < ROUNDS(100); round++) {
+        struct rig rig;
+        CHECK(loop_new(&rig.loop) == 0);
+        unsigned before = atomic_load(&created) - atomic_load(&joined);
+        CHECK(pool_new(rig.loop, &config, &rig.pool) == 0);
+        struct job *jobs = jobs_new(64, POOL_FAST, NULL, NULL);
+        for (unsigned i = 0; i < 64; i++)
+            CHECK(pool_submit(rig.pool, &jobs[i].task) == 0);
+        pool_free(rig.pool, round % 2 ? POOL_DRAIN : POOL_CANCEL);
+        CHECK(atomic_load(&created) - atomic_load(&joined) == before);
+        loop_free(rig.loop);
+        free(jobs);
+    }
+    CHECK(atomic_load(&created) > 0);
+}
+
 /* The pool as a plugin has it: code that is unmapped right after pool_free. */
 static void invariant_19_dlclose_right_after_free(void **state)
 {
@@ -263,6 +306,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(invariant_2_identities_hold_and_all_is_zero_at_the_end),
         cmocka_unit_test(invariant_10_free_with_work_in_every_state),
+        cmocka_unit_test(invariant_10_every_worker_is_joined),
         cmocka_unit_test(invariant_11_submission_while_it_shuts_down),
         cmocka_unit_test(invariant_19_bounds_change_under_load),
         cmocka_unit_test(invariant_19_dlclose_right_after_free),
