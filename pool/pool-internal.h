@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What pool.c (the way of a task) and workers.c (the life of the threads) share, and nobody else.
+/* What pool.c (the way of a task), lanes.c (whose turn it is) and workers.c (the life of the threads) share, and nobody else.
  *
  * Tokens.  The semaphore's value is the number of queued tasks that have a token (`granted`), but for two
  * corrections.  A worker that has returned from the semaphore and is not yet at the lock carries a
@@ -32,6 +32,12 @@ struct lane {
     unsigned queued;
     unsigned granted;
     unsigned running;
+};
+
+/* A pool_run caller that waits.  On its stack: whoever posts `wake` touches nothing of it afterwards. */
+struct task_waiter {
+    sem_t wake;
+    bool runs_itself; /* under lock until `wake` is posted: the slot is the caller's, and so is the work */
 };
 
 struct worker {
@@ -92,27 +98,43 @@ void pool_lock(struct pool *pool);
  */
 void pool_unlock(struct pool *pool);
 
-/* Under lock.  Gives slots to those whose turn it is: a token for a worker, or, to a waiting
- * pool_run caller that is to run its own task, the slot itself.
- */
-void pool_grant(struct pool *pool);
-
-/* Under lock.  Takes all tokens back, so that pool_grant decides anew. */
-void pool_withdraw_tokens(struct pool *pool);
-
-/* Under lock.  The next task that a worker may run, now running, or NULL.  holds_token: the caller has
- * waited for a token, and gives it up.
- */
-struct task *pool_take(struct pool *pool, bool holds_token);
+/* The task has its result: hands it to the completion bottom half.  With or without the lock, any thread. */
+void pool_complete(struct pool *pool, struct task *task, int result);
 
 /* Worker, without the lock: runs the task and hands it to the completion bottom half. */
 void pool_run_and_complete(struct pool *pool, struct task *task);
 
-/* Under lock.  The task gives its slot back. */
-void pool_release_slot(struct pool *pool, enum pool_lane lane);
+/* --- lanes.c: all under lock --- */
 
-/* Under lock.  No worker exists and none can be created. */
-bool pool_is_stranded(const struct pool *pool);
+void lanes_enqueue(struct pool *pool, struct task *task);
+
+/* The task leaves the queue.  Its token, if it has one, is still in the semaphore or in a worker's hand: unless the caller
+ * holds it, it becomes a surplus one, for the next grant to use without a system call.
+ */
+void lanes_dequeue(struct pool *pool, struct task *task);
+
+bool lanes_have_free_slot(const struct pool *pool, enum pool_lane lane);
+void lanes_occupy_slot(struct pool *pool, enum pool_lane lane);
+void lanes_release_slot(struct pool *pool, enum pool_lane lane);
+
+/* Will the pool_run caller that waits for this task run it, rather than a worker? */
+bool lanes_waiter_runs(const struct pool *pool, const struct task *task);
+
+/* Gives slots to those whose turn it is: a token for a worker, or, to a waiting
+ * pool_run caller that is to run its own task, the slot itself.
+ */
+void lanes_grant(struct pool *pool);
+
+/* Takes all tokens back, so that lanes_grant decides anew. */
+void lanes_withdraw_tokens(struct pool *pool);
+
+/* The next task that a worker may run, now running, or NULL.  holds_token: the caller has
+ * waited for a token, and gives it up.
+ */
+struct task *lanes_take(struct pool *pool, bool holds_token);
+
+/* No worker exists and none can be created. */
+bool lanes_are_stranded(const struct pool *pool);
 
 /* --- workers.c --- */
 

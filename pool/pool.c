@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The way of a task: submitted, queued, given a slot, run, completed.  See pool.h for what it promises,
- * and pool-internal.h for what tokens and slots are.
+/* The way of a task: submitted, queued, run, completed, cancelled; and the pool as a whole.  See pool.h for what it
+ * promises.  Who gets the next slot is decided in lanes.c.
  *
  * Submitters call in from any thread, workers (workers.c) take tasks out and complete them, the loop thread
  * delivers completions.  Nothing here creates a thread, and nothing here runs a task on the loop thread.
@@ -12,12 +12,6 @@
 #include "pool/pool-internal.h"
 
 #define IDLE_TIMEOUT_DEFAULT_NS 10000000000u
-
-/* A pool_run caller that waits.  On its stack: whoever posts `wake` touches nothing of it afterwards. */
-struct task_waiter {
-    sem_t wake;
-    bool runs_itself; /* under lock until `wake` is posted: the slot is the caller's, and so is the work */
-};
 
 /* --- The lock, and what must hold whenever it is released --- */
 
@@ -56,139 +50,12 @@ void pool_unlock(struct pool *pool)
     pthread_mutex_unlock(&pool->lock);
 }
 
-/* --- Lanes: all under lock --- */
+/* --- Completion --- */
 
-static void enqueue(struct pool *pool, struct task *task)
-{
-    struct lane *lane = &pool->lanes[task->lane];
-    task->sequence = pool->next_sequence++;
-    task->has_token = false;
-    task->next = NULL;
-    task->prev = lane->tail;
-    *(lane->tail ? &lane->tail->next : &lane->head) = task;
-    lane->tail = task;
-    if (!lane->waiting)
-        lane->waiting = task;
-    lane->queued++;
-    pool->queued++;
-    pool->undelivered++;
-    pool->totals.enqueued++;
-    atomic_store(&task->state, TASK_QUEUED);
-}
-
-/* The task leaves the queue.  Its token, if it has one, is still in the semaphore or in a worker's hand: unless the caller
- * holds it, it becomes a surplus one, for the next grant to use without a system call.
- */
-static void dequeue(struct pool *pool, struct task *task)
-{
-    struct lane *lane = &pool->lanes[task->lane];
-    *(task->prev ? &task->prev->next : &lane->head) = task->next;
-    *(task->next ? &task->next->prev : &lane->tail) = task->prev;
-    lane->queued--;
-    pool->queued--;
-    if (task->has_token) {
-        lane->granted--;
-        pool->granted--;
-    } else if (lane->waiting == task) {
-        lane->waiting = task->next;
-    }
-}
-
-/* Takes the tokens that stand for no task any more, and that no grant could use, out of the semaphore.  Those not there:
- * workers have returned from it with them and are about to find nothing; the next grants count on these workers.
- */
-static void reclaim_surplus(struct pool *pool)
-{
-    while (pool->surplus > 0 && sem_trywait(&pool->tokens) == 0)
-        pool->surplus--;
-}
-
-static void grant_token(struct pool *pool, struct task *task)
-{
-    struct lane *lane = &pool->lanes[task->lane];
-    assert(task == lane->waiting);
-    task->has_token = true;
-    lane->waiting = task->next;
-    lane->granted++;
-    pool->granted++;
-    if (pool->surplus > 0)
-        pool->surplus--;
-    else
-        sem_post(&pool->tokens);
-}
-
-void pool_withdraw_tokens(struct pool *pool)
-{
-    for (unsigned i = 0; i < POOL_LANES; i++) {
-        struct lane *lane = &pool->lanes[i];
-        for (struct task *task = lane->head; task != lane->waiting; task = task->next) {
-            task->has_token = false;
-            pool->surplus++;
-        }
-        lane->waiting = lane->head;
-        pool->granted -= lane->granted;
-        lane->granted = 0;
-    }
-}
-
-/* --- Slots: all under lock --- */
-
-static bool has_free_slot(const struct pool *pool, enum pool_lane lane)
-{
-    if (pool->running + pool->granted >= pool->max_threads)
-        return false;
-    if (lane == POOL_FAST)
-        return true;
-    unsigned share = pool->max_threads / 2 > 1 ? pool->max_threads / 2 : 1;
-    return pool->lanes[lane].running + pool->lanes[lane].granted < share;
-}
-
-static void occupy_slot(struct pool *pool, enum pool_lane lane)
-{
-    pool->running++;
-    pool->lanes[lane].running++;
-}
-
-void pool_release_slot(struct pool *pool, enum pool_lane lane)
-{
-    pool->running--;
-    pool->lanes[lane].running--;
-}
-
-bool pool_is_stranded(const struct pool *pool)
-{
-    return pool->spawn_blocked && pool->threads == 0;
-}
-
-/* Will the pool_run caller that waits for this task run it, rather than a worker? */
-static bool waiter_runs_it(const struct pool *pool, const struct task *task)
-{
-    return task->waiter && (pool->helping || pool_is_stranded(pool));
-}
-
-static struct task *older(struct task *a, struct task *b)
-{
-    return !a || (b && b->sequence < a->sequence) ? b : a;
-}
-
-/* The task that gets the next free slot.  A waiter that runs its own task does so at once, so it has
- * to be at the head: those before it that only have a token are not running yet.
- */
-static struct task *next_to_grant(const struct pool *pool)
-{
-    struct task *next = NULL;
-    for (unsigned i = 0; i < POOL_LANES; i++) {
-        struct task *task = pool->lanes[i].waiting;
-        if (task && has_free_slot(pool, i) && !(waiter_runs_it(pool, task) && task != pool->lanes[i].head))
-            next = older(next, task);
-    }
-    return next;
-}
-
-/* Any thread.  The result, then the state, then the bottom half: whoever sees the state sees the result.
+/* The result, then the state, then the bottom half: whoever sees the state sees the result.
  * After the push the loop thread may deliver the task and its memory may be gone.
  */
-static void complete(struct pool *pool, struct task *task, int result)
+void pool_complete(struct pool *pool, struct task *task, int result)
 {
     task->result = result;
     atomic_store(&task->state, TASK_DONE);
@@ -198,71 +65,9 @@ static void complete(struct pool *pool, struct task *task, int result)
     bh_schedule(pool->completion_bh);
 }
 
-/* The waiting caller takes its task back, with the slot. */
-static void give_to_waiter(struct pool *pool, struct task *task)
-{
-    dequeue(pool, task);
-    occupy_slot(pool, task->lane);
-    pool->helpers++;
-    pool->undelivered--;
-    if (pool_is_stranded(pool))
-        pool->totals.stranded_runs++;
-    else
-        pool->totals.taken_back++;
-    atomic_store(&task->state, TASK_ACTIVE);
-    task->waiter->runs_itself = true;
-    sem_post(&task->waiter->wake);
-}
-
-void pool_grant(struct pool *pool)
-{
-    struct task *task;
-    while ((task = next_to_grant(pool))) {
-        if (waiter_runs_it(pool, task)) {
-            give_to_waiter(pool, task);
-        } else if (pool_is_stranded(pool)) {
-            dequeue(pool, task);
-            pool->totals.stranded_errors++;
-            complete(pool, task, -EAGAIN);
-        } else {
-            grant_token(pool, task);
-        }
-    }
-    reclaim_surplus(pool);
-}
-
-/* A worker that has just given a slot back may take a task that has no token yet; one that holds a
- * token must not: its token stands for a task that has one.
- */
-struct task *pool_take(struct pool *pool, bool holds_token)
-{
-    struct task *task = NULL;
-    for (unsigned i = 0; i < POOL_LANES; i++) {
-        struct task *head = pool->lanes[i].head;
-        if (head && (head->has_token ||
-                     (!holds_token && has_free_slot(pool, i) && !waiter_runs_it(pool, head))))
-            task = older(task, head);
-    }
-    if (task) {
-        dequeue(pool, task);
-        if (task->has_token && !holds_token)
-            pool->surplus++;
-        occupy_slot(pool, task->lane);
-        pool->totals.worker_runs++;
-        atomic_store(&task->state, TASK_ACTIVE);
-    } else if (holds_token) {
-        assert(pool->surplus > 0);
-        pool->surplus--;
-    }
-    pool_grant(pool);
-    return task;
-}
-
-/* --- Completion --- */
-
 void pool_run_and_complete(struct pool *pool, struct task *task)
 {
-    complete(pool, task, task->run(task));
+    pool_complete(pool, task, task->run(task));
 }
 
 /* Loop thread: moves the stack to the end of the list to deliver, oldest first. */
@@ -270,21 +75,16 @@ static void collect_completed(struct pool *pool)
 {
     struct task *task = atomic_exchange(&pool->completed, NULL);
     struct task *last = task, *oldest_first = NULL;
-    unsigned count = 0;
     while (task) {
         struct task *next = task->next;
         task->next = oldest_first;
         oldest_first = task;
         task = next;
-        count++;
     }
-    if (!count)
-        return;
-    *pool->delivering_tail = oldest_first;
-    pool->delivering_tail = &last->next;
-    pool_lock(pool);
-    pool->totals.completions += count;
-    pool_unlock(pool);
+    if (oldest_first) {
+        *pool->delivering_tail = oldest_first;
+        pool->delivering_tail = &last->next;
+    }
 }
 
 static struct task *pop_delivering(struct pool *pool)
@@ -331,6 +131,7 @@ static void deliver_completed(void *opaque)
         return;
     pool_lock(pool);
     pool->undelivered -= delivered;
+    pool->totals.completions += delivered;
     pool_unlock(pool);
 }
 
@@ -343,12 +144,12 @@ int pool_submit(struct pool *pool, struct task *task)
     pool_lock(pool);
     if (pool->closing) {
         error = -ESHUTDOWN;
-    } else if (pool_is_stranded(pool)) {
+    } else if (lanes_are_stranded(pool)) {
         error = -EAGAIN;
     } else {
         pool->totals.submitted++;
-        enqueue(pool, task);
-        pool_grant(pool);
+        lanes_enqueue(pool, task);
+        lanes_grant(pool);
     }
     pool_unlock(pool);
     return error;
@@ -359,7 +160,7 @@ int pool_submit(struct pool *pool, struct task *task)
  */
 static bool may_run_at_once(const struct pool *pool, const struct task *task)
 {
-    return waiter_runs_it(pool, task) && !pool->lanes[task->lane].head && has_free_slot(pool, task->lane);
+    return lanes_waiter_runs(pool, task) && !pool->lanes[task->lane].head && lanes_have_free_slot(pool, task->lane);
 }
 
 static int run_in_own_slot(struct pool *pool, struct task *task)
@@ -367,8 +168,8 @@ static int run_in_own_slot(struct pool *pool, struct task *task)
     int result = task->run(task);
     pool_lock(pool);
     pool->helpers--;
-    pool_release_slot(pool, task->lane);
-    pool_grant(pool);
+    lanes_release_slot(pool, task->lane);
+    lanes_grant(pool);
     pool_unlock(pool);
     return result;
 }
@@ -395,9 +196,9 @@ int pool_run(struct pool *pool, struct task *task)
     }
     pool->totals.submitted++;
     if (may_run_at_once(pool, task)) {
-        occupy_slot(pool, task->lane);
+        lanes_occupy_slot(pool, task->lane);
         pool->helpers++;
-        if (pool_is_stranded(pool))
+        if (lanes_are_stranded(pool))
             pool->totals.stranded_runs++;
         else
             pool->totals.helped++;
@@ -405,8 +206,8 @@ int pool_run(struct pool *pool, struct task *task)
         return task->result = run_in_own_slot(pool, task);
     }
     sem_init(&waiter.wake, 0, 0);
-    enqueue(pool, task);
-    pool_grant(pool);
+    lanes_enqueue(pool, task);
+    lanes_grant(pool);
     pool_unlock(pool);
     int result = wait_for_task(pool, task, &waiter);
     sem_destroy(&waiter.wake);
@@ -416,11 +217,11 @@ int pool_run(struct pool *pool, struct task *task)
 /* Under lock. */
 static void cancel_queued(struct pool *pool, struct task *task)
 {
-    dequeue(pool, task);
+    lanes_dequeue(pool, task);
     if (task->has_token)
         pool->surplus++;
     pool->totals.cancelled++;
-    complete(pool, task, -ECANCELED);
+    pool_complete(pool, task, -ECANCELED);
 }
 
 int pool_cancel(struct pool *pool, struct task *task)
@@ -430,7 +231,7 @@ int pool_cancel(struct pool *pool, struct task *task)
     switch (atomic_load(&task->state)) {
     case TASK_QUEUED:
         cancel_queued(pool, task);
-        pool_grant(pool);
+        lanes_grant(pool);
         error = 0;
         break;
     case TASK_ACTIVE:
@@ -458,8 +259,8 @@ int pool_set_bounds(struct pool *pool, unsigned min_threads, unsigned max_thread
     pool_lock(pool);
     pool->min_threads = min_threads;
     pool->max_threads = max_threads;
-    pool_withdraw_tokens(pool);
-    pool_grant(pool);
+    lanes_withdraw_tokens(pool);
+    lanes_grant(pool);
     pool_unlock(pool);
     return 0;
 }

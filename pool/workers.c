@@ -34,7 +34,7 @@ static void reserve_worker(struct pool *pool)
 }
 
 /* Under lock: worker_create failed.  All of it is rolled back before anyone can see a part.  When no
- * worker is left, those that have a token would wait for ever: pool_grant finds other runners for them.
+ * worker is left, those that have a token would wait for ever: lanes_grant finds other runners for them.
  */
 static void creation_failed(struct pool *pool)
 {
@@ -42,9 +42,9 @@ static void creation_failed(struct pool *pool)
     pool->starting--;
     pool->totals.spawn_failures++;
     pool->spawn_blocked = true;
-    if (pool_is_stranded(pool)) {
-        pool_withdraw_tokens(pool);
-        pool_grant(pool);
+    if (lanes_are_stranded(pool)) {
+        lanes_withdraw_tokens(pool);
+        lanes_grant(pool);
     }
 }
 
@@ -163,7 +163,7 @@ static struct task *next_task(struct pool *pool)
     bool holds_token = false;
     bool expired = false;
     for (;;) {
-        struct task *task = pool_take(pool, holds_token);
+        struct task *task = lanes_take(pool, holds_token);
         if (task || pool->stopping || (expired && may_expire(pool)))
             return task;
         holds_token = wait_for_token(pool);
@@ -201,7 +201,7 @@ static void *worker_main(void *opaque)
     pool->spawn_blocked = false;
     pool->retry_ns = POOL_RETRY_FIRST_NS;
     /* Taken before anything else, so that the counters tell whether another worker is owed. */
-    struct task *task = pool_take(pool, false);
+    struct task *task = lanes_take(pool, false);
     if (workers_owed(pool) && pool->starting == 0) {
         reserve_worker(pool);
         pool_unlock(pool);
@@ -215,7 +215,7 @@ static void *worker_main(void *opaque)
         pool_unlock(pool);
         pool_run_and_complete(pool, task);
         pool_lock(pool);
-        pool_release_slot(pool, lane);
+        lanes_release_slot(pool, lane);
         task = next_task(pool);
     }
     leave(pool, worker);
