@@ -78,6 +78,11 @@ static int ask_statx(struct image *image)
         return -ENODATA;
     image->align = stx.stx_dio_offset_align;
     image->mem_align = stx.stx_dio_mem_align;
+    /* A driver whose sector is a page may take every segment for a whole page: zram says 512 here, and puts the wrong bytes
+     * into memory that is not page aligned (seen on Linux 6.18).
+     */
+    if (image->align >= PAGE_BYTES)
+        image->mem_align = image->align;
     return 0;
 #else
     return -ENODATA;
@@ -117,7 +122,7 @@ static int probe_alignment(struct image *image)
         return try_units(image);
     if (r < 0)
         return r;
-    if (image->align > MAX_ALIGN || image->mem_align > PAGE_BYTES)
+    if (image->align > MAX_ALIGN || (image->mem_align > PAGE_BYTES && image->mem_align > image->align))
         return try_units(image);
     /* Some filesystems take O_DIRECT at open and refuse the I/O. */
     if (bounce_get(&bounce, MAX_ALIGN) < 0)

@@ -13,11 +13,16 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "plugin/image.h"
 #include "plugin/lock.h"
 #include "plugin/log.h"
+
+/* For half a second: see image_get. */
+#define LOCK_TRIES 25
+#define LOCK_PAUSE_NS 20000000
 
 static pthread_mutex_t images_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct image *images; /* under images_lock */
@@ -201,8 +206,8 @@ static struct image *find_image(const struct image_key *key, bool readonly)
     return image;
 }
 
-int image_get(int path_fd, const char *name, const struct image_options *options, struct image **result,
-              char why[SOURCE_ERROR_SIZE])
+static int get_once(int path_fd, const char *name, const struct image_options *options, struct image **result,
+                    char why[SOURCE_ERROR_SIZE])
 {
     struct stat st;
     int r = 0;
@@ -243,6 +248,22 @@ int image_get(int path_fd, const char *name, const struct image_options *options
         *result = image;
     }
     pthread_mutex_unlock(&images_lock);
+    return r;
+}
+
+/* The locks of a killed program that used io_uring go away up to 60 ms after wait(2) has told of its death (seen on Linux
+ * 6.18): a server that is restarted at once must not refuse its first client for that.
+ */
+int image_get(int path_fd, const char *name, const struct image_options *options, struct image **result,
+              char why[SOURCE_ERROR_SIZE])
+{
+    const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
+    int r = get_once(path_fd, name, options, result, why);
+
+    for (int i = 1; i < LOCK_TRIES && r == -EBUSY; i++) {
+        nanosleep(&pause, NULL);
+        r = get_once(path_fd, name, options, result, why);
+    }
     return r;
 }
 
