@@ -3,8 +3,8 @@
 # Clients that are killed with 64 requests in flight leave nothing behind.  test-kill-client.sh [ROUNDS [PARAMETERS...]]
 # The image is on a filesystem of its own, which is frozen in every other round: then the writes that are in flight at the
 # kill are inside the plugin, and end only after their client has died.
-# nbdkit up to 1.32.5 often aborts then (connections.c, assert (sock >= 0)): it is told from ours by its message, counted, and started
-# again.  With one request on each of 64 connections it does not, so there one server lives through all of them.
+# nbdkit up to 1.32.5 often aborts then (connections.c, assert (sock >= 0)): it is told from ours by its message, counted,
+# and started again.  With one request on each of 64 connections it does not, so there one server lives through all of them.
 . "$(dirname "$0")/functions.sh"
 rounds=${1:-50}
 shift || true
