@@ -66,6 +66,7 @@ static void pump(struct ring *ring)
             continue;
         if (is_for_lack_of_room(n) && ring->in_flight > 0)
             return;
+        ring->refusal = n;
         request_give_back(pop_waiting(ring));
     }
 }
@@ -92,6 +93,7 @@ void ring_completed(struct ring *ring, struct request *request, int64_t result)
     ring->in_flight--;
     if (result == -EAGAIN || result == -ECANCELED) {
         /* Not the disk's answer but the ring's (O_NONBLOCK descriptors, a dying io-wq): a blocking call knows better. */
+        ring->refusal = (int)result;
         request_give_back(request);
     } else if (request_advance(request, result)) {
         request_finish(request, request->result);
@@ -162,6 +164,8 @@ int ring_prove(struct ring *ring)
     int r = write(request.fd, written, sizeof written) == sizeof written ? 0 : -EIO;
     if (r == 0)
         r = backend_run(&ring->backend, &request);
+    if (r == 0 && request.task.run)
+        r = ring->refusal; /* it was given back, and the pool did it */
     if (r == 0 && memcmp(got, written, sizeof written) != 0)
         r = -EIO;
     close(request.fd);

@@ -38,6 +38,7 @@ struct ring {
     /* Loop thread only. */
     struct request *waiting, **waiting_tail; /* oldest first */
     unsigned in_flight;                      /* the kernel has them; at most config.queue_depth */
+    int refusal;                             /* -errno with which the kernel refused the last request given back */
 };
 
 /* Before the kernel's side is set up: makes the eventfd.  Returns 0 or -errno.  Any thread. */
@@ -53,7 +54,9 @@ void ring_stop(struct ring *ring);
 /* Undoes ring_init.  Any thread. */
 void ring_destroy(struct ring *ring);
 
-/* Reads a few bytes from a file of its own through the ring.  Returns 0 or -errno.  Not on the loop thread. */
+/* Reads a few bytes from a file of its own through the ring.  Returns 0, or -errno, also when the pool had to carry the
+ * read.  Before any other request; not on the loop thread.
+ */
 int ring_prove(struct ring *ring);
 
 /* backend_ops.submit for both. */
