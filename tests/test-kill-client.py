@@ -47,7 +47,7 @@ class Server:
         wait_until(lambda: self.ended() or os.path.exists(self.pidfile) and os.path.getsize(self.pidfile), "nbdkit to start")
         assert not self.ended(), "nbdkit did not start: " + self.said()
         # What one client leaves by design is there before anything is counted: the image stays open, a worker may be idle.
-        h = self.connect_first()
+        h = self.connect()
         h.pread(BLOCK, 0)
         h.flush()
         h.shutdown()
@@ -65,16 +65,6 @@ class Server:
         h = nbd.NBD()
         h.connect_unix(self.socket)
         return h
-
-    def connect_first(self):
-        """With io_uring the kernel closes the files of a server that has died a little later, so its lock may still be there."""
-        end = time.monotonic() + 10
-        while True:
-            try:
-                return self.connect()
-            except nbd.Error:
-                if "in use by another program" not in self.said() or time.monotonic() > end:
-                    raise
 
     def path(self, name):
         return f"/proc/{self.process.pid}/{name}"
