@@ -50,7 +50,7 @@ def content(slot, version):
 
 
 class Load:
-    """Keeps SLOTS requests in flight.  Each slot owns a block: three of four write its next version, some of them with FUA, one reads."""
+    """Keeps SLOTS requests in flight.  Each slot owns a block: one of four is read, the others written, one of these with FUA."""
 
     def __init__(self, server, asked):
         self.handles = [server.connect() for _ in range(CONNECTIONS)]
