@@ -79,7 +79,7 @@ model() { # NAME SECONDS [OPTION]
 # --- Faults ---
 
 cat >"$dir/client.py" <<'P'
-import errno, nbd, os, subprocess, sys
+import errno, nbd, os, random, subprocess, sys
 case, uri, cache, target = sys.argv[1:5]
 arguments = sys.argv[5:]
 MiB = 1 << 20
@@ -118,6 +118,51 @@ def at_once(requests):
         h.aio_pread(nbd.Buffer(length), offset, lambda got, e=error, o=offset: done(got, e, o))
     while left:
         h.poll(-1)
+
+def overlap(seed):
+    """Two writes, or a zero and a write, at once on the same bytes: each byte is one of the two's, and what only one of them
+    covers is that one's.  The model leaves this out."""
+    random.seed(seed)
+    handles = [h] + [nbd.NBD() for _ in range(3)]
+    for other in handles[1:]:
+        other.connect_uri(uri)
+    def done(error):
+        assert error.value == 0, f"error {error.value}"
+        return 1
+    for _ in range(10):
+        pairs = []
+        for i in range(32):
+            at, whole, part = i * 65536, random.randbytes(16384), random.randbytes(random.choice((1, 100, 511, 5000)))
+            where = random.randrange(1, len(whole) - len(part))
+            one, two = random.sample(handles, 2)
+            zero = random.choice((None, None, 0, nbd.CMD_FLAG_NO_HOLE))
+            def small():
+                two.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(part)), at + where, done)
+            small() if i % 2 else None
+            if zero is None:
+                one.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(whole)), at, done)
+            else:
+                one.aio_zero(len(whole), at, done, zero)
+                whole = bytes(len(whole))
+            None if i % 2 else small()
+            pairs.append((at, whole, part, where))
+        for handle in handles:
+            while handle.aio_in_flight():
+                handle.poll(-1)
+        for at, whole, part, where in pairs:
+            got, end = h.pread(len(whole), at), where + len(part)
+            assert got[:where] == whole[:where] and got[end:] == whole[end:], f"bytes near {at} are of neither write"
+            assert all(g in (w, p) for g, w, p in zip(got[where:end], whole[where:end], part)), f"invented bytes at {at}"
+
+def thin():
+    """Block status of data, a hole, and data."""
+    fill(0, 12 * MiB)
+    h.zero(6 * MiB, 3 * MiB + 1)
+    h.flush()
+    told = []
+    h.block_status(12 * MiB, 0, lambda context, offset, entries, error: told.extend(entries))
+    assert told[1::2] == [0, nbd.STATE_HOLE | nbd.STATE_ZERO, 0], told
+    assert 3 * MiB < told[0] < 4 * MiB and 5 * MiB < told[2] <= 6 * MiB and sum(told[::2]) == 12 * MiB, told
 
 def bad_sectors(backing):
     """The disk's second half cannot be read."""
@@ -260,6 +305,8 @@ fault() {
     stop
 }
 
+overlap() { fault overlap "$seed"; }
+thin() { fault thin; }
 bad_sectors() { fault bad_sectors "$backing"; }
 shrunk_disk() { fault shrunk_disk "$backing"; }
 no_memory() { fault no_memory "/sys/block/zram$zram/mem_limit"; }
@@ -299,9 +346,9 @@ refused_submission() {
     esac
 }
 
-# Which fault where.
+# What else, and which fault where.
 case $kind in
-ext4 | xfs | tmpfs) faults=(no_space file_limit shrunk_file) ;;
+ext4 | xfs | tmpfs) faults=(thin no_space file_limit shrunk_file) ;;
 loop512 | loop4k) faults=(bad_sectors shrunk_disk) ;;
 zram) faults=(no_memory) ;;
 esac
@@ -313,4 +360,4 @@ esac
 
 echo "seed $seed"
 model model "$seconds" $sparse
-for name in "${faults[@]}"; do $name; done
+for name in overlap "${faults[@]}"; do $name; done
