@@ -29,7 +29,7 @@
 #define MiB ((uint64_t)1 << 20)
 #define MAX_DISK (1024 * MiB)
 #define MAX_REQUEST (64 * MiB)
-#define ANSWER_TIMEOUT 60000 /* ms */
+#define ANSWER_TIMEOUT 30000 /* ms */
 #define HISTORY 16384u       /* operations */
 
 #define FUA LIBNBD_CMD_FLAG_FUA
