@@ -14,7 +14,7 @@
 #include "backends/list.h"
 #include "backends/ring.h"
 
-#define BATCH 64u
+#define REAP_BATCH 64u
 
 struct laio {
     struct ring ring;
@@ -46,10 +46,10 @@ static void prepare(struct iocb *iocb, struct request *r, int event_fd)
 static int laio_push(struct ring *ring, struct request *first, unsigned count)
 {
     struct laio *l = (struct laio *)ring;
-    struct iocb iocbs[BATCH], *pointers[BATCH];
+    struct iocb iocbs[RING_BATCH], *pointers[RING_BATCH];
     unsigned n = 0;
 
-    for (; n < count && n < BATCH && first; n++) {
+    for (; n < count && n < RING_BATCH && first; n++) {
         prepare(&iocbs[n], first, ring->event_fd);
         pointers[n] = &iocbs[n];
         first = first->next;
@@ -61,14 +61,14 @@ static void laio_reap(struct ring *ring)
 {
     struct laio *l = (struct laio *)ring;
     struct timespec at_once = {0, 0};
-    struct io_event events[BATCH];
+    struct io_event events[REAP_BATCH];
     int n;
 
     do {
-        n = io_getevents(l->context, 0, BATCH, events, &at_once);
+        n = io_getevents(l->context, 0, REAP_BATCH, events, &at_once);
         for (int i = 0; i < n; i++)
             ring_completed(ring, events[i].data, (long)events[i].res);
-    } while (n == (int)BATCH || n == -EINTR);
+    } while (n == (int)REAP_BATCH || n == -EINTR);
 }
 
 static const struct ring_ops laio_ring_ops = {.push = laio_push, .reap = laio_reap};

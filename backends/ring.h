@@ -12,9 +12,14 @@
 
 struct ring;
 
+/* Requests handed over in one call.  The kernel lets the device begin only when the call has all of them ready, so larger batches
+ * save calls and waste the device's time: 64 reached 0.8 of fio with 16 in flight, 4 reaches 0.95 (bench-backend).
+ */
+#define RING_BATCH 4u
+
 struct ring_ops {
-    /* Offers the kernel up to `count` requests, from `first` on by ->next.  Returns how many of them, from the first on, the
-     * kernel has now, or -errno when it refused even the first.  Of the others the kernel knows nothing.
+    /* Offers the kernel up to `count` requests, and no more than RING_BATCH, from `first` on by ->next.  Returns how
+     * many of them, from the first on, the kernel has now, or -errno when it refused even the first.  Of the others the kernel knows nothing.
      * Loop thread; must not block.
      */
     int (*push)(struct ring *ring, struct request *first, unsigned count);

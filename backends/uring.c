@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <liburing.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 
 #include "backends/list.h"
 #include "backends/ring.h"
@@ -22,8 +23,8 @@ struct uring {
     struct io_uring uring;
     bool deferred;              /* completions appear only when we ask for them */
     bool has_fsync, has_fallocate;
-    struct io_uring_sqe **sqes; /* those of the push that is going on */
-    unsigned stale;             /* submission entries left over, turned into no-ops */
+    struct io_uring_sqe *sqes[RING_BATCH]; /* those of the push that is going on */
+    unsigned stale;                        /* submission entries left over, turned into no-ops */
 };
 
 /* Best first.  A flag that the kernel does not know gives -EINVAL, and the next step is tried. */
@@ -79,7 +80,7 @@ static int uring_push(struct ring *ring, struct request *first, unsigned count)
     struct uring *u = (struct uring *)ring;
     unsigned prepared = 0, stale = u->stale;
 
-    while (prepared < count && first) {
+    while (prepared < count && prepared < RING_BATCH && first) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&u->uring);
         if (!sqe)
             break;
@@ -104,8 +105,9 @@ static void uring_reap(struct ring *ring)
     struct io_uring_cqe *cqes[REAP_BATCH], copies[REAP_BATCH];
     unsigned n;
 
-    if (u->deferred)
-        io_uring_get_events(&u->uring);
+    /* When it fails (EAGAIN, EINTR), nobody else would ask: the kernel signals no more while there is deferred work. */
+    if (u->deferred && io_uring_get_events(&u->uring) < 0)
+        eventfd_write(ring->event_fd, 1);
     while ((n = io_uring_peek_batch_cqe(&u->uring, cqes, REAP_BATCH)) > 0) {
         for (unsigned i = 0; i < n; i++)
             copies[i] = *cqes[i];
@@ -198,7 +200,6 @@ static void close_on_loop(void *opaque)
 static void free_uring(struct uring *u)
 {
     ring_destroy(&u->ring);
-    free(u->sqes);
     free(u);
 }
 
@@ -216,10 +217,8 @@ static int uring_open(const struct backend_config *config, struct backend **back
 
     if (!u)
         return -ENOMEM;
-    u->sqes = calloc(config->queue_depth, sizeof *u->sqes);
-    int r = u->sqes ? ring_init(&u->ring, &uring_ops, &uring_ring_ops, config) : -ENOMEM;
+    int r = ring_init(&u->ring, &uring_ops, &uring_ring_ops, config);
     if (r < 0) {
-        free(u->sqes);
         free(u);
         return r;
     }

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "plugin/flush.h"
@@ -114,6 +115,14 @@ void flush_set_init(struct flush_set *set)
     set->last = &set->first;
 }
 
+/* More than half of the descriptors that the process may have are in use: the rest is for clients, and for other images. */
+static bool is_scarce(int fd)
+{
+    struct rlimit limit;
+
+    return getrlimit(RLIMIT_NOFILE, &limit) == 0 && (rlim_t)fd >= limit.rlim_cur / 2;
+}
+
 int flush_set_open(struct image *image)
 {
     struct flush_set *set = &image->flush;
@@ -136,6 +145,8 @@ int flush_set_open(struct image *image)
         set->fds[set->count] = fd;
         set->free |= 1u << set->count;
         set->count++;
+        if (is_scarce(fd))
+            break;
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,6 +20,9 @@
 #include "plugin/image.h"
 #include "plugin/lock.h"
 #include "plugin/log.h"
+
+/* Left for connections (each takes three) when many images are open. */
+#define DESCRIPTOR_RESERVE 64
 
 /* For half a second: see image_get. */
 #define LOCK_TRIES 25
@@ -129,11 +133,22 @@ static int open_direct(struct image *image, bool wanted)
     return geometry_probe(image);
 }
 
+/* One of many images must not take the last descriptors: without any, nbdkit accepts no client and says nothing to those who wait. */
+static bool is_one_too_many(const struct image *image)
+{
+    struct rlimit limit;
+
+    return !image->keep && getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+           (rlim_t)image->buffered_fd + DESCRIPTOR_RESERVE > limit.rlim_cur;
+}
+
 static int open_image(struct image *image, int path_fd, const struct image_options *options, char *why)
 {
     const char *why_readonly;
 
     int r = open_buffered(image, path_fd, &why_readonly);
+    if (r == 0 && is_one_too_many(image))
+        r = -EMFILE;
     if (r < 0)
         return fail(why, image, "cannot be opened", r);
     r = open_direct(image, options->direct);

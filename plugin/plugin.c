@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
@@ -132,9 +133,24 @@ static int aiodisk_get_ready(void)
 }
 
 /* The process is now the one that serves: threads and descriptors made here stay. */
+/* dir= may have thousands of images open, and the usual soft limit of 1024 is there for programs that use select(2).  Done after the
+ * fork, so that a --run command keeps what it was given.
+ */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 static int aiodisk_after_fork(void)
 {
     char why[ENGINE_WHY_SIZE];
+
+    raise_descriptor_limit();
 
     if (engine_start(&engine, &config, config.backend, why) < 0) {
         nbdkit_error("%s", why);
