@@ -72,7 +72,7 @@ kept_size() {
 model() { # NAME SECONDS [OPTION]
     fresh
     start "$1" "$target" "${parameters[@]}"
-    "$AIODISK_CONFORMANCE" "$uri" "$2" "$seed" ${3:-} >"$dir/$1.out" || { cat "$dir/$1.out"; fail "$1, seed $seed"; }
+    "$AIODISK_CONFORMANCE" "$uri" "$2" "$seed" ${3:+"$3"} >"$dir/$1.out" || { cat "$dir/$1.out"; fail "$1, seed $seed"; }
     tail -1 "$dir/$1.out"
     stop
     kept_size "$size"
