@@ -266,7 +266,7 @@ static void data_are_right(void **state)
     name = *state;
     for (int direct = 0; direct < 2; direct++) {
         open_backend(&b, 128, direct);
-        check_data(&b, 300);
+        check_data(&b, 200);
         close_backend(&b);
     }
 }
@@ -350,7 +350,7 @@ static void async_init(struct async *a, struct bench *b, enum request_op op, voi
 static void close_waits_for_what_is_in_flight(void **state)
 {
     name = *state;
-    for (int round = 0; round < ROUNDS(200); round++) {
+    for (int round = 0; round < ROUNDS(100); round++) {
         struct bench b;
         struct async *all = calloc(64, sizeof *all);
         unsigned char *data = blocks_new(64);

@@ -68,6 +68,8 @@ end = time.monotonic() + 10
 while len(os.listdir(f"/proc/{pid}/task")) == threads and time.monotonic() < end:
     h.pread(4096, 0)
 assert len(os.listdir(f"/proc/{pid}/task")) > threads, "no worker was created once there could be"
+for i in range(10):
+    h.pread(4096, 0)
 h.shutdown()
 P
 "$python" "$dir/stranded.py" "$uri" "$pid" "$group"
