@@ -19,7 +19,8 @@ struct ring;
 
 struct ring_ops {
     /* Offers the kernel up to `count` requests, and no more than RING_BATCH, from `first` on by ->next.  Returns how
-     * many of them, from the first on, the kernel has now, or -errno when it refused even the first.  Of the others the kernel knows nothing.
+     * many of them, from the first on, the kernel has now, or -errno when it refused even the first.  Of the others the
+     * kernel knows nothing.
      * Loop thread; must not block.
      */
     int (*push)(struct ring *ring, struct request *first, unsigned count);

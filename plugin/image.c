@@ -133,7 +133,9 @@ static int open_direct(struct image *image, bool wanted)
     return geometry_probe(image);
 }
 
-/* One of many images must not take the last descriptors: without any, nbdkit accepts no client and says nothing to those who wait. */
+/* One of many images must not take the last descriptors: without any, nbdkit accepts no client and says nothing to
+ * those who wait.
+ */
 static bool is_one_too_many(const struct image *image)
 {
     struct rlimit limit;

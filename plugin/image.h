@@ -81,7 +81,8 @@ struct image_options {
 };
 
 /* Finds the open image of the file that path_fd refers to, or opens it.  Returns 0 and a reference, or -errno and
- * a line in `why`; -EBUSY (another program's lock) only after half a second.  path_fd stays the caller's.  Nbdkit's threads; blocks.
+ * a line in `why`; -EBUSY (another program's lock) only after half a second.  path_fd stays the caller's.  Nbdkit's
+ * threads; blocks.
  */
 int image_get(int path_fd, const char *name, const struct image_options *options, struct image **image,
               char why[SOURCE_ERROR_SIZE]);

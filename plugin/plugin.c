@@ -133,8 +133,8 @@ static int aiodisk_get_ready(void)
 }
 
 /* The process is now the one that serves: threads and descriptors made here stay. */
-/* dir= may have thousands of images open, and the usual soft limit of 1024 is there for programs that use select(2).  Done after the
- * fork, so that a --run command keeps what it was given.
+/* dir= may have thousands of images open, and the usual soft limit of 1024 is there for programs that use select(2).
+ * Done after the fork, so that a --run command keeps what it was given.
  */
 static void raise_descriptor_limit(void)
 {
@@ -334,8 +334,9 @@ static int can_cache(void *handle)
 
 /* --- Its requests --- */
 
-/* Every request comes in here.  Its thread is made a SCHED_BATCH one (sched(7)): it does not preempt the client it has just woken, nor
- * the other threads of its connection, and is not preempted by them after the first of nbdkit's three sends of a reply.  Measured on
+/* Every request comes in here.  Its thread is made a SCHED_BATCH one (sched(7)): it does not preempt the client it has
+ * just woken, nor the other threads of its connection, and is not preempted by them after the first of nbdkit's three
+ * sends of a reply.  Measured on
  * 2 CPUs, page cache, depth 16 on 4 connections: 65k instead of 44k reads a second, 63k instead of 41k writes; one
  * connection the same as before.  A policy that somebody has chosen is left alone.
  */

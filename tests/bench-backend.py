@@ -40,8 +40,8 @@ def fio(arguments, engine, op, depth, path):
     load = [f"--numjobs={depth}", "--thread"] if engine == "psync" else [f"--iodepth={depth}"]
     run = subprocess.run(
         ["fio", "--name=bench", f"--filename={path}", f"--ioengine={engine}", "--direct=1", f"--rw=rand{op}", "--bs=4k",
-         f"--runtime={int(arguments.runtime * 1000)}ms", "--time_based=1", "--group_reporting=1", "--norandommap=1", "--randrepeat=0",
-         "--output-format=json", *load], stdout=subprocess.PIPE, check=True, text=True)
+         f"--runtime={int(arguments.runtime * 1000)}ms", "--time_based=1", "--group_reporting=1", "--norandommap=1",
+         "--randrepeat=0", "--output-format=json", *load], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(run.stdout)["jobs"][0][op]["iops"]
 
 

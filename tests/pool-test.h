@@ -176,7 +176,9 @@ static inline struct pool_counters counters_of(struct pool *pool)
     return c;
 }
 
-/* Every accepted task was carried out, or failed, in exactly one way.  A worker completes a task before it gives its slot back. */
+/* Every accepted task was carried out, or failed, in exactly one way.  A worker completes a task before it gives its
+ * slot back.
+ */
 static inline void check_totals(struct pool *pool)
 {
     WAIT_UNTIL(counters_of(pool).running == 0);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* One suite over every backend: the same cases, with the names from backend.c's table, so a new backend gets them by being there.
  *
- * Data are checked against a model while many requests overlap; the kernel's side is disturbed where it meets ours: short transfers,
- * -EINTR, -EAGAIN, partial submissions, a ring that cannot be made.
+ * Data are checked against a model while many requests overlap; the kernel's side is disturbed where it meets ours:
+ * short transfers, -EINTR, -EAGAIN, partial submissions, a ring that cannot be made.
  */
 #include <dirent.h>
 #include <fcntl.h>

@@ -84,7 +84,8 @@ found=
 for limit in 9 10 11 12 13 14 15 16; do
     nbdkit=(prlimit --nofile=$limit nbdkit)
     status=0
-    timeout 20 "${nbdkit[@]}" -f -U "$dir/few.sock" --run true "$plugin" "$dir/disk.img" backend=io_uring 2>"$dir/few.log" || status=$?
+    timeout 20 "${nbdkit[@]}" -f -U "$dir/few.sock" --run true "$plugin" "$dir/disk.img" backend=io_uring \
+        2>"$dir/few.log" || status=$?
     [ $status -le 1 ] || { cat "$dir/few.log"; fail "with $limit descriptors: status $status"; }
     if grep -q "Too many open files" "$dir/few.log"; then found=$limit; fi
 done

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # A disk that lost a write never says "flushed" again.  test-lost-writeback.sh [ROUNDS] [BACKENDS...]
-# A loop device on a full tmpfs: the page cache takes the writes, and writing them back fails.  The kernel reports that once for each
-# open file, so of two flushes at once on one descriptor the second would be told a false ok (nbdkit file tells it).
+# A loop device on a full tmpfs: the page cache takes the writes, and writing them back fails.  The kernel reports that once
+# for each open file, so of two flushes at once on one descriptor the second would be told a false ok (nbdkit file tells it).
 . "$(dirname "$0")/functions.sh"
 rounds=${1:-50}
 shift || true
