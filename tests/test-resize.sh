@@ -54,7 +54,7 @@ READ, WRITE = [errno.EIO], [errno.ENOSPC, errno.EIO]
 with open(device or path, "r+b") as f:
     f.write(data[:OLD])
     os.fsync(f.fileno())
-old = connect()
+old, new = connect(), None
 assert old.get_size() == OLD
 # Cached or not, as it comes: once read, once not.
 assert old.pread(OLD // 2, OLD // 2) == data[OLD // 2:OLD // 2 * 2]
@@ -100,6 +100,13 @@ for h, who in (old, "the client who was there"), (None, "together with a new cli
             at += length
     for count, offset in (1000, 0), (4096, 512), (100, NEW - 100), (NEW - 1, 1):
         assert h.pread(count, offset) == content(count, offset), f"{who}: read of {count} at {offset}"
+    # Up to the cut, in the middle of a block: once the plugin knows the new size this works, and before it may fail.
+    try:
+        h.pwrite(data[:200], NEW - 200)
+        assert content(200, NEW - 200) == data[:200]
+    except nbd.Error as error:
+        assert error.errnum in WRITE and new is None, error
+    assert size_now() == now, f"{who}: the size is {size_now()} after a write that ends at {NEW}"
     h.pwrite(data[:70000], 0)
     h.flush()
     assert content(70000, 0) == data[:70000]
