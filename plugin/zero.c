@@ -155,6 +155,16 @@ static int zero_locked(struct image *image, uint64_t length, uint64_t offset, un
     return r;
 }
 
+/* Beyond the end of a block device that has shrunk fallocate(2) does what it can and says ok (seen). */
+static int check_device_end(const struct image *image, uint64_t end)
+{
+    int64_t size = image->key.block ? image_measure(image) : INT64_MAX;
+
+    if (size < 0)
+        return (int)size;
+    return end <= (uint64_t)size ? 0 : -ENOSPC;
+}
+
 int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
 {
     struct range range;
@@ -164,6 +174,8 @@ int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned f
     int r = flags & ZERO_FUA ? flush_health(image) : 0;
     if (r == 0)
         r = image_before_write(image, offset + length);
+    if (r == 0)
+        r = check_device_end(image, offset + length);
     if (r < 0)
         return r;
     transfer_lock(image, &range, length, offset);
