@@ -25,7 +25,7 @@ class Server:
         for path in (self.socket, self.pidfile):
             if os.path.exists(path):
                 os.unlink(path)
-        self.log = open(os.path.join(directory, "lost.log"), "w+")
+        self.log = open(os.path.join(directory, "lost.log"), "w")
         self.process = subprocess.Popen(
             ["nbdkit", "-f", "-U", self.socket, "-P", self.pidfile, *which, *parameters],
             stderr=self.log)
@@ -41,8 +41,8 @@ class Server:
         return h
 
     def read_log(self):
-        self.log.seek(0)
-        return self.log.read()
+        with open(self.log.name) as log:  # not the server's own open file: it would share the position
+            return log.read()
 
     def stop(self):
         self.process.terminate()
