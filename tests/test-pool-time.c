@@ -156,14 +156,14 @@ static void invariant_15_a_storm_of_signals_is_invisible(void **state)
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
     rig_new(&rig, &config);
     CHECK(pthread_create(&thread, NULL, storm_main, &storm) == 0);
-    for (int round = 0; round < ROUNDS(3000); round++) {
+    /* On a busy machine the storm may be slow to rise. */
+    for (int round = 0; round < ROUNDS(3000) || atomic_load(&caught) <= 100; round++) {
         struct job job;
         job_init(&job, round % 2 ? POOL_SLOW : POOL_FAST, NULL, NULL);
         CHECK(pool_run(rig.pool, &job.task) == JOB_RESULT);
     }
     atomic_store(&storm.stop, true);
     pthread_join(thread, NULL);
-    CHECK(atomic_load(&caught) > 100);
     check_totals(rig.pool);
     rig_free(&rig, POOL_DRAIN);
 }
