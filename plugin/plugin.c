@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -132,7 +131,6 @@ static int aiodisk_get_ready(void)
     return 0;
 }
 
-/* The process is now the one that serves: threads and descriptors made here stay. */
 /* dir= may have thousands of images open, and the usual soft limit of 1024 is there for programs that use select(2).
  * Done after the fork, so that a --run command keeps what it was given.
  */
@@ -146,12 +144,12 @@ static void raise_descriptor_limit(void)
     }
 }
 
+/* The process is now the one that serves: threads and descriptors made here stay. */
 static int aiodisk_after_fork(void)
 {
     char why[ENGINE_WHY_SIZE];
 
     raise_descriptor_limit();
-
     if (engine_start(&engine, &config, config.backend, why) < 0) {
         nbdkit_error("%s", why);
         return -1;
@@ -334,34 +332,16 @@ static int can_cache(void *handle)
 
 /* --- Its requests --- */
 
-/* Every request comes in here.  Its thread is made a SCHED_BATCH one (sched(7)): it does not preempt the client it has
- * just woken, nor the other threads of its connection, and is not preempted by them after the first of nbdkit's three
- * sends of a reply.  Measured on
- * 2 CPUs, page cache, depth 16 on 4 connections: 65k instead of 44k reads a second, 63k instead of 41k writes; one
- * connection the same as before.  A policy that somebody has chosen is left alone.
- */
-static struct handle *enter(void *handle)
-{
-    static __thread bool entered;
-
-    if (!entered) {
-        entered = true;
-        if (sched_getscheduler(0) == SCHED_OTHER)
-            sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
-    }
-    return handle;
-}
-
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = handle;
 
     return answer(h, transfer_read(h->image, buf, count, offset), "read", count, offset);
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = handle;
     int r = transfer_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
     return answer(h, r, "write", count, offset);
@@ -369,14 +349,14 @@ static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = handle;
 
     return answer(h, flush_image(h->image), "flush", atomic_load(&h->image->size), 0);
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = handle;
     int r = trim_image(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
     return answer(h, r, "trim", count, offset);
@@ -384,7 +364,7 @@ static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t 
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = handle;
     int r = zero_image(h->image, count, offset,
                        (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
                            (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
@@ -408,7 +388,7 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = handle;
     int r = extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
     return answer(h, r, "extents", count, offset);
@@ -416,7 +396,7 @@ static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    prefetch_image(enter(handle)->image, count, offset);
+    prefetch_image(((struct handle *)handle)->image, count, offset);
     return 0;
 }
 
