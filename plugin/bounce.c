@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Bounce buffers in a few sizes, each with a stack of buffers at rest.  See bounce.h.
  *
- * Runs on the requests' threads.
+ * Runs on the requests' threads, which may wait here, before they take a slot of the pool: whoever holds a buffer
+ * waits for no other, so one always comes back.
  */
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "plugin/bounce.h"
@@ -15,28 +17,52 @@
 #define SMALLEST_SHIFT 12
 #define BUCKET_SHIFT 2
 
-/* At most this many bytes rest in each bucket; what comes back beyond that is freed. */
-#define BUCKET_MAX_BYTES ((size_t)32 << 20)
-
 /* A buffer at rest keeps the link in its first bytes. */
 struct resting {
     struct resting *next;
 };
 
-static struct bucket {
-    pthread_mutex_t lock;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t returned = PTHREAD_COND_INITIALIZER; /* broadcast when there is more room, or a buffer */
 
-    /* Under lock. */
-    struct resting *first;
-    size_t count;
-} buckets[BUCKETS] = {
-    {.lock = PTHREAD_MUTEX_INITIALIZER}, {.lock = PTHREAD_MUTEX_INITIALIZER}, {.lock = PTHREAD_MUTEX_INITIALIZER},
-    {.lock = PTHREAD_MUTEX_INITIALIZER}, {.lock = PTHREAD_MUTEX_INITIALIZER},
-};
+/* Under lock. */
+static struct resting *resting[BUCKETS];
+static size_t allocated; /* bytes: of all buffers, in use and at rest */
+static unsigned waiting;
 
 static size_t bucket_size(unsigned bucket)
 {
     return (size_t)1 << (SMALLEST_SHIFT + bucket * BUCKET_SHIFT);
+}
+
+static struct resting *pop(unsigned bucket)
+{
+    struct resting *buffer = resting[bucket];
+
+    if (buffer)
+        resting[bucket] = buffer->next;
+    return buffer;
+}
+
+/* Under lock: frees one buffer at rest, the largest, to make room.  False: there is none. */
+static bool shed(void)
+{
+    for (unsigned i = BUCKETS; i-- > 0;) {
+        struct resting *buffer = pop(i);
+        if (buffer) {
+            allocated -= bucket_size(i);
+            free(buffer);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void wait_for_return(void)
+{
+    waiting++;
+    pthread_cond_wait(&returned, &lock);
+    waiting--;
 }
 
 int bounce_get(struct bounce *bounce, size_t size)
@@ -47,48 +73,50 @@ int bounce_get(struct bounce *bounce, size_t size)
     while (bucket_size(i) < size)
         i++;
     bounce->bucket = i;
-
-    pthread_mutex_lock(&buckets[i].lock);
-    struct resting *resting = buckets[i].first;
-    if (resting) {
-        buckets[i].first = resting->next;
-        buckets[i].count--;
-    }
-    pthread_mutex_unlock(&buckets[i].lock);
-    if (resting) {
-        bounce->memory = (char *)resting;
-        return 0;
-    }
     size_t bytes = bucket_size(i);
+
+    pthread_mutex_lock(&lock);
+    bounce->memory = (char *)pop(i);
+    while (!bounce->memory && allocated + bytes > BOUNCE_TOTAL_MAX) {
+        if (!shed())
+            wait_for_return();
+        bounce->memory = (char *)pop(i);
+    }
+    if (!bounce->memory)
+        allocated += bytes;
+    pthread_mutex_unlock(&lock);
+    if (bounce->memory)
+        return 0;
+
     bounce->memory = aligned_alloc(bytes < BOUNCE_ALIGNMENT ? bytes : BOUNCE_ALIGNMENT, bytes);
-    return bounce->memory ? 0 : -ENOMEM;
+    if (bounce->memory)
+        return 0;
+    pthread_mutex_lock(&lock);
+    allocated -= bytes;
+    if (waiting)
+        pthread_cond_broadcast(&returned);
+    pthread_mutex_unlock(&lock);
+    return -ENOMEM;
 }
 
 void bounce_put(struct bounce *bounce)
 {
-    struct bucket *bucket = &buckets[bounce->bucket];
-    struct resting *resting = (struct resting *)bounce->memory;
+    struct resting *buffer = (struct resting *)bounce->memory;
 
     bounce->memory = NULL;
-    pthread_mutex_lock(&bucket->lock);
-    if (bucket->count < BUCKET_MAX_BYTES / bucket_size(bucket - buckets)) {
-        resting->next = bucket->first;
-        bucket->first = resting;
-        bucket->count++;
-        resting = NULL;
-    }
-    pthread_mutex_unlock(&bucket->lock);
-    free(resting);
+    pthread_mutex_lock(&lock);
+    buffer->next = resting[bounce->bucket];
+    resting[bounce->bucket] = buffer;
+    if (waiting)
+        pthread_cond_broadcast(&returned);
+    pthread_mutex_unlock(&lock);
 }
 
 void bounce_free_all(void)
 {
-    for (int i = 0; i < BUCKETS; i++) {
-        while (buckets[i].first) {
-            struct resting *resting = buckets[i].first;
-            buckets[i].first = resting->next;
-            free(resting);
-        }
-        buckets[i].count = 0;
-    }
+    pthread_mutex_lock(&lock);
+    while (shed())
+        ;
+    assert(allocated == 0);
+    pthread_mutex_unlock(&lock);
 }
