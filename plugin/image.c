@@ -183,6 +183,7 @@ static void close_image(struct image *image)
     if (image->buffered_fd >= 0)
         close(image->buffered_fd);
     range_lock_destroy(&image->ranges);
+    pthread_mutex_destroy(&image->fallocate_lock);
     pthread_mutex_destroy(&image->prefetch_lock);
     pthread_cond_destroy(&image->prefetch_done);
     free(image->name);
@@ -208,6 +209,7 @@ static struct image *new_image(const struct image_key *key, const char *name, co
     image->fd = image->buffered_fd = -1;
     flush_set_init(&image->flush);
     range_lock_init(&image->ranges);
+    pthread_mutex_init(&image->fallocate_lock, NULL);
     pthread_mutex_init(&image->prefetch_lock, NULL);
     pthread_cond_init(&image->prefetch_done, NULL);
     return image;

@@ -53,6 +53,9 @@ struct image {
     struct flush_set flush;
     struct range_lock ranges;
 
+    /* Held during fallocate(2) on a file, see zero.c.  After the range lock, before the pool's. */
+    pthread_mutex_t fallocate_lock;
+
     /* Any thread, relaxed: hints and figures that order nothing else. */
     _Atomic uint64_t size; /* bytes; re-read when a client connects */
     atomic_bool dirty;     /* something was written since the last flush began */

@@ -30,6 +30,17 @@ static bool steps_down(int r)
     return r == -EOPNOTSUPP || r == -EINVAL || r == -EBUSY;
 }
 
+/* One fallocate(2) on a file at a time.  The kernel takes the inode's lock for it alone, so several gain nothing; but those that
+ * wait for that lock stand before every read and write that comes after them.
+ */
+static int run_alone(struct image *image, struct request *request)
+{
+    pthread_mutex_lock(&image->fallocate_lock);
+    int r = backend_run(image->backend, request);
+    pthread_mutex_unlock(&image->fallocate_lock);
+    return r;
+}
+
 /* Tries one way on the range, unless it is known not to work; remembers what it learned. */
 static int try_way(struct image *image, _Atomic int *ability, enum request_op op, int mode, uint64_t length,
                    uint64_t offset)
@@ -44,7 +55,7 @@ static int try_way(struct image *image, _Atomic int *ability, enum request_op op
 
     if (atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_NO)
         return -EOPNOTSUPP;
-    int r = backend_run(image->backend, &request);
+    int r = image->key.block ? backend_run(image->backend, &request) : run_alone(image, &request);
     if (r == -ENOTTY || r == -ENOSYS || r == -ENODEV)
         r = -EOPNOTSUPP;
     if (r == 0)
