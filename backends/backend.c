@@ -58,24 +58,36 @@ static int open_named(const char *name, const struct backend_config *config, str
     return -EINVAL;
 }
 
+static void append(char *list, size_t size, const char *name, const char *what)
+{
+    size_t used = strlen(list);
+
+    snprintf(list + used, size - used, "; %s: %s", name, what);
+}
+
+/* Opens the first that works.  Those behind it are not tried: to make and end a ring takes long. */
 static int open_auto(const struct backend_config *config, struct backend **backend, char *why, size_t why_size)
 {
-    char failed[256] = "";
-    size_t used = 0;
+    const char *chosen = NULL;
+    char others[256] = "";
     int r = -ENOTSUP;
 
     for (size_t i = 0; i < BACKENDS; i++) {
-        r = table[i]->open(config, backend);
-        if (r == 0) {
-            snprintf(why, why_size, "backend %s, chosen by auto (%s)", table[i]->name,
-                     used ? failed : "measured fastest; the others can be named");
-            return 0;
+        if (chosen) {
+            append(others, sizeof others, table[i]->name, "measured slower, not tried");
+            continue;
         }
-        int n = snprintf(failed + used, sizeof failed - used, "%s%s: %s", used ? ", " : "", table[i]->name,
-                         strerror(-r));
-        used += n < (int)(sizeof failed - used) ? (size_t)n : sizeof failed - used - 1;
+        r = table[i]->open(config, backend);
+        if (r == 0)
+            chosen = table[i]->name;
+        else
+            append(others, sizeof others, table[i]->name, strerror(-r));
     }
-    snprintf(why, why_size, "no backend works here (%s)", failed);
+    if (chosen)
+        snprintf(why, why_size, "backend %s, chosen by auto: measured fastest with cache=%s of those that work%s", chosen,
+                 config->direct ? "none" : "default", others);
+    else
+        snprintf(why, why_size, "no backend works here%s", others);
     return r;
 }
 

@@ -114,19 +114,27 @@ static void laio_close(struct backend *backend)
     free(l);
 }
 
-/* IOCB_CMD_FDSYNC came with Linux 4.18.  Asked with nothing else in flight, so the answer is ours. */
-static void probe_fdatasync(struct laio *l)
+/* IOCB_CMD_FDSYNC came with Linux 4.18.  Asked with nothing else in flight, so the answer is ours.  Returns 0 either way; -errno
+ * when answers cannot be fetched at all, for then ring_prove would wait for ever.
+ */
+static int probe_fdatasync(struct laio *l)
 {
     struct iocb iocb, *pointer = &iocb;
     struct io_event event;
     int fd = memfd_create("aiodisk-probe", MFD_CLOEXEC);
+    int r = 0;
 
     if (fd < 0)
-        return;
+        return 0;
     io_prep_fdsync(&iocb, fd);
-    l->has_fdatasync = io_submit(l->context, 1, &pointer) == 1 &&
-                       io_getevents(l->context, 1, 1, &event, NULL) == 1 && event.res == 0;
+    if (io_submit(l->context, 1, &pointer) == 1) {
+        do
+            r = io_getevents(l->context, 1, 1, &event, NULL);
+        while (r == -EINTR);
+        l->has_fdatasync = r == 1 && event.res == 0;
+    }
     close(fd);
+    return r < 0 ? r : 0;
 }
 
 static int laio_open(const struct backend_config *config, struct backend **backend)
@@ -143,7 +151,9 @@ static int laio_open(const struct backend_config *config, struct backend **backe
     r = io_setup(config->queue_depth, &l->context);
     if (r < 0)
         goto fail;
-    probe_fdatasync(l);
+    r = probe_fdatasync(l);
+    if (r < 0)
+        goto fail;
     loop_call(config->loop, start_on_loop, l);
     if (!l->ring.watch) {
         r = -ENOMEM;

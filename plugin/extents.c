@@ -16,8 +16,13 @@
 /* So many are found in one request to the pool; 12 KiB of stack. */
 #define EXTENTS_PER_CALL 512
 
-/* What is in flight in the background is bounded: a hint that comes while so many run is dropped. */
-#define MAX_PREFETCHES 16
+/* What is in flight in the background, for all images, has a small part of the pool, so that it never keeps a flush waiting: a
+ * hint that comes while one in so many of the pool's slots is taken is dropped.
+ */
+#define SLOTS_PER_PREFETCH 8
+
+/* Of a longer hint the rest is dropped. */
+#define PREFETCH_MAX ((uint64_t)64 << 20)
 
 /* One call of posix_fadvise; the kernel reads ahead no more than about this at once anyway. */
 #define PREFETCH_STEP ((uint64_t)2 << 20)
@@ -119,12 +124,22 @@ struct prefetch {
     uint64_t offset, length; /* bytes */
 };
 
+static _Atomic unsigned prefetches; /* in flight, of all images */
+
+static bool is_closing(struct image *image)
+{
+    pthread_mutex_lock(&image->prefetch_lock);
+    bool closing = image->closing;
+    pthread_mutex_unlock(&image->prefetch_lock);
+    return closing;
+}
+
 static int prefetch_run(struct request *request)
 {
     struct prefetch *prefetch = request->opaque;
     uint64_t end = prefetch->offset + prefetch->length;
 
-    for (uint64_t at = prefetch->offset; at < end; at += PREFETCH_STEP) {
+    for (uint64_t at = prefetch->offset; at < end && !is_closing(prefetch->image); at += PREFETCH_STEP) {
         uint64_t step = end - at < PREFETCH_STEP ? end - at : PREFETCH_STEP;
         if (posix_fadvise(prefetch->image->buffered_fd, at, step, POSIX_FADV_WILLNEED) != 0)
             break;
@@ -135,6 +150,7 @@ static int prefetch_run(struct request *request)
 /* Gives its place back.  The image may be freed as soon as the lock is. */
 static void leave(struct image *image)
 {
+    atomic_fetch_sub(&prefetches, 1);
     pthread_mutex_lock(&image->prefetch_lock);
     image->prefetches--;
     pthread_cond_signal(&image->prefetch_done);
@@ -152,11 +168,18 @@ static void prefetch_finished(struct request *request)
 
 static bool enter(struct image *image)
 {
+    struct pool_counters pool;
+
+    pool_read_counters(image->backend->config.pool, &pool);
+    unsigned room = pool.max_threads > SLOTS_PER_PREFETCH ? pool.max_threads / SLOTS_PER_PREFETCH : 1;
+    if (atomic_fetch_add(&prefetches, 1) >= room) {
+        atomic_fetch_sub(&prefetches, 1);
+        return false;
+    }
     pthread_mutex_lock(&image->prefetch_lock);
-    bool room = image->prefetches < MAX_PREFETCHES;
-    image->prefetches += room;
+    image->prefetches++;
     pthread_mutex_unlock(&image->prefetch_lock);
-    return room;
+    return true;
 }
 
 void prefetch_image(struct image *image, uint64_t length, uint64_t offset)
@@ -171,7 +194,7 @@ void prefetch_image(struct image *image, uint64_t length, uint64_t offset)
     }
     prefetch->image = image;
     prefetch->offset = offset;
-    prefetch->length = length;
+    prefetch->length = length < PREFETCH_MAX ? length : PREFETCH_MAX;
     prefetch->request.op = REQUEST_CALL;
     prefetch->request.flags = REQUEST_SLOW;
     prefetch->request.call = prefetch_run;

@@ -160,7 +160,6 @@ void flush_set_close(struct image *image)
         close(set->fds[i]);
     if (set->health)
         health_put(set->health);
-    pthread_mutex_destroy(&set->lock);
 }
 
 /* Gives the descriptor to the oldest waiter, who leads the next sync, or to nobody. */

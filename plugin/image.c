@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening images and sharing them.  See image.h.
+/* Opening one image, measuring it, and closing it.  See image.h; share.c decides when.
  *
- * Runs on nbdkit's threads when clients come and go.  The lock of the list is held while an image is
- * opened, so that two clients who come at once get the same one; never while one is flushed.
+ * Runs on nbdkit's threads when clients come and go, on one at a time for each image; image_before_write and image_after_write on
+ * the requests' threads.  No lock is held here, so a disk that hangs while it is opened holds up nobody else.
  */
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -14,7 +13,6 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "plugin/image.h"
@@ -23,13 +21,6 @@
 
 /* Left for connections (each takes three) when many images are open. */
 #define DESCRIPTOR_RESERVE 64
-
-/* For half a second: see image_get. */
-#define LOCK_TRIES 25
-#define LOCK_PAUSE_NS 20000000
-
-static pthread_mutex_t images_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct image *images; /* under images_lock */
 
 static int fail(char *why, const struct image *image, const char *what, int err)
 {
@@ -51,8 +42,6 @@ int image_before_write(struct image *image, uint64_t end)
 {
     struct statx stx;
 
-    if (!atomic_load_explicit(&image->dirty, memory_order_relaxed))
-        atomic_store(&image->dirty, true);
     /* A block device never grows by a write. */
     if (image->key.block)
         return 0;
@@ -65,16 +54,31 @@ int image_before_write(struct image *image, uint64_t end)
     return end <= stx.stx_size ? 0 : -ENOSPC;
 }
 
+void image_after_write(struct image *image)
+{
+    if (!atomic_load_explicit(&image->dirty, memory_order_relaxed))
+        atomic_store(&image->dirty, true);
+}
+
+/* Can a duplicate of the user's own descriptor stand for one opened with `flags`?  O_APPEND would write somewhere else, and
+ * O_DIRECT refuse what is not aligned; the flags are the user's, and not changed.
+ */
+static bool may_duplicate(int fd, int flags)
+{
+    int own = fcntl(fd, F_GETFL);
+
+    if (own & O_DIRECT || (own & O_APPEND && (flags & O_ACCMODE) != O_RDONLY))
+        return false;
+    return (own & O_ACCMODE) == O_RDWR || (own & O_ACCMODE) == (flags & O_ACCMODE);
+}
+
 /* Opens path_fd's inode again; where that is forbidden but the descriptor is the user's own, a duplicate of that. */
 static int open_again(const struct image *image, int path_fd, int flags)
 {
     int fd = source_reopen(path_fd, flags);
 
-    if (fd < 0 && image->inherited && !(flags & O_DIRECT)) {
-        int mode = fcntl(path_fd, F_GETFL) & O_ACCMODE;
-        if (mode == O_RDWR || mode == (flags & O_ACCMODE))
-            fd = fcntl(path_fd, F_DUPFD_CLOEXEC, 0);
-    }
+    if (fd < 0 && image->inherited && !(flags & O_DIRECT) && may_duplicate(path_fd, flags))
+        fd = fcntl(path_fd, F_DUPFD_CLOEXEC, 0);
     return fd;
 }
 
@@ -96,7 +100,9 @@ static int open_buffered(struct image *image, int path_fd, const char **why_read
             return image->buffered_fd;
         if (image->buffered_fd < 0) {
             image->readonly = true;
-            *why_readonly = strerror(err);
+            *why_readonly = image->inherited && fcntl(path_fd, F_GETFL) & O_APPEND ?
+                                "the descriptor was opened with O_APPEND, and the file cannot be opened again" :
+                                strerror(err);
         } else if (image->key.block && ioctl(image->buffered_fd, BLKROGET, &is_readonly) == 0 && is_readonly) {
             /* open(2) lets a read-only block device be opened for writing; only the writes fail. */
             close(image->buffered_fd);
@@ -107,6 +113,16 @@ static int open_buffered(struct image *image, int path_fd, const char **why_read
     if (image->readonly)
         image->buffered_fd = open_again(image, path_fd, O_RDONLY);
     return image->buffered_fd < 0 ? image->buffered_fd : 0;
+}
+
+/* Once for each filesystem that the last warning was not about: a directory's images are opened again and again. */
+static void warn_of_page_cache(const struct image *image, int err)
+{
+    static _Atomic dev_t warned;
+
+    if (atomic_exchange(&warned, image->key.device) != image->key.device)
+        log_warning("%s: cache=none is not possible here (O_DIRECT: %s), so the page cache is used", image->name,
+                    strerror(-err));
 }
 
 /* With cache=none, opens image->fd with O_DIRECT and measures what that needs; if it is not to be had, says so. */
@@ -127,8 +143,7 @@ static int open_direct(struct image *image, bool wanted)
             image->fd = image->buffered_fd;
             image->direct = false;
         }
-        log_warning("%s: cache=none is not possible here (O_DIRECT: %s), so the page cache is used", image->name,
-                    strerror(-r));
+        warn_of_page_cache(image, r);
     }
     return geometry_probe(image);
 }
@@ -144,7 +159,7 @@ static bool is_one_too_many(const struct image *image)
            (rlim_t)image->buffered_fd + DESCRIPTOR_RESERVE > limit.rlim_cur;
 }
 
-static int open_image(struct image *image, int path_fd, const struct image_options *options, char *why)
+int image_open(struct image *image, int path_fd, const struct image_options *options, char why[SOURCE_ERROR_SIZE])
 {
     const char *why_readonly;
 
@@ -175,14 +190,29 @@ static int open_image(struct image *image, int path_fd, const struct image_optio
     return 0;
 }
 
-static void close_image(struct image *image)
+static void stop_prefetches(struct image *image)
 {
+    pthread_mutex_lock(&image->prefetch_lock);
+    image->closing = true;
+    while (image->prefetches > 0)
+        pthread_cond_wait(&image->prefetch_done, &image->prefetch_lock);
+    pthread_mutex_unlock(&image->prefetch_lock);
+}
+
+void image_close(struct image *image)
+{
+    stop_prefetches(image);
     flush_set_close(image);
     if (image->fd >= 0 && image->fd != image->buffered_fd)
         close(image->fd);
     if (image->buffered_fd >= 0)
         close(image->buffered_fd);
+}
+
+void image_free(struct image *image)
+{
     range_lock_destroy(&image->ranges);
+    pthread_mutex_destroy(&image->flush.lock);
     pthread_mutex_destroy(&image->fallocate_lock);
     pthread_mutex_destroy(&image->prefetch_lock);
     pthread_cond_destroy(&image->prefetch_done);
@@ -190,7 +220,7 @@ static void close_image(struct image *image)
     free(image);
 }
 
-static struct image *new_image(const struct image_key *key, const char *name, const struct image_options *options)
+struct image *image_new(const struct image_key *key, const char *name, const struct image_options *options)
 {
     struct image *image = calloc(1, sizeof *image);
 
@@ -215,125 +245,34 @@ static struct image *new_image(const struct image_key *key, const char *name, co
     return image;
 }
 
-static struct image *find_image(const struct image_key *key, bool readonly)
-{
-    struct image *image = images;
-
-    while (image && !(image->wants_readonly == readonly && image->key.block == key->block &&
-                      image->key.device == key->device && image->key.inode == key->inode))
-        image = image->next;
-    return image;
-}
-
-static int get_once(int path_fd, const char *name, const struct image_options *options, struct image **result,
-                    char why[SOURCE_ERROR_SIZE])
-{
-    struct stat st;
-    int r = 0;
-
-    if (fstat(path_fd, &st) < 0) {
-        r = -errno;
-        snprintf(why, SOURCE_ERROR_SIZE, "%s: %s", name, strerror(-r));
-        return r;
-    }
-    struct image_key key = {.block = S_ISBLK(st.st_mode)};
-    key.device = key.block ? st.st_rdev : st.st_dev;
-    key.inode = key.block ? 0 : st.st_ino;
-
-    pthread_mutex_lock(&images_lock);
-    struct image *image = find_image(&key, options->readonly);
-    if (image) {
-        /* A file may have been made larger or smaller since: who comes now sees what it is now. */
-        int64_t size = image_measure(image);
-        if (size >= 0)
-            atomic_store(&image->size, size);
-    } else {
-        image = new_image(&key, name, options);
-        if (!image) {
-            snprintf(why, SOURCE_ERROR_SIZE, "%s: %s", name, strerror(ENOMEM));
-            r = -ENOMEM;
-        } else {
-            r = open_image(image, path_fd, options, why);
-            if (r < 0) {
-                close_image(image);
-            } else {
-                image->next = images;
-                images = image;
-            }
-        }
-    }
-    if (r == 0) {
-        image->references++;
-        *result = image;
-    }
-    pthread_mutex_unlock(&images_lock);
-    return r;
-}
-
-/* The locks of a killed program that used io_uring go away up to 60 ms after wait(2) has told of its death (seen on Linux
- * 6.18): a server that is restarted at once must not refuse its first client for that.
+/* The boundary between what goes direct and what goes through the page cache moves with the size, so no write may be under
+ * way.
  */
-int image_get(int path_fd, const char *name, const struct image_options *options, struct image **result,
-              char why[SOURCE_ERROR_SIZE])
+void image_follow_size(struct image *image)
 {
-    const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
-    int r = get_once(path_fd, name, options, result, why);
+    struct range everything = {.start = 0, .end = UINT64_MAX, .exclusive = true};
+    int64_t size = image_measure(image);
 
-    for (int i = 1; i < LOCK_TRIES && r == -EBUSY; i++) {
-        nanosleep(&pause, NULL);
-        r = get_once(path_fd, name, options, result, why);
-    }
-    return r;
-}
-
-static void wait_for_prefetches(struct image *image)
-{
-    pthread_mutex_lock(&image->prefetch_lock);
-    while (image->prefetches > 0)
-        pthread_cond_wait(&image->prefetch_done, &image->prefetch_lock);
-    pthread_mutex_unlock(&image->prefetch_lock);
-}
-
-/* Under images_lock. */
-static void unlink_image(struct image *image)
-{
-    struct image **link = &images;
-
-    while (*link != image)
-        link = &(*link)->next;
-    *link = image->next;
-}
-
-void image_put(struct image *image)
-{
-    pthread_mutex_lock(&images_lock);
-    /* The last client's writes are made durable while the image is still open and found by newcomers, and
-     * the lock is free for them; whoever came, wrote and left meanwhile made it dirty again.
-     */
-    while (!image->keep && image->references == 1 && atomic_load(&image->dirty) && flush_health(image) == 0) {
-        pthread_mutex_unlock(&images_lock);
-        flush_image(image);
-        pthread_mutex_lock(&images_lock);
-    }
-    assert(image->references > 0);
-    if (--image->references > 0 || image->keep) {
-        pthread_mutex_unlock(&images_lock);
+    if (size < 0 || (uint64_t)size == atomic_load(&image->size))
         return;
-    }
-    unlink_image(image);
-    wait_for_prefetches(image);
-    close_image(image);
-    pthread_mutex_unlock(&images_lock);
+    if (image->direct)
+        range_acquire(&image->ranges, &everything);
+    atomic_store(&image->size, size);
+    if (image->direct)
+        range_release(&image->ranges, &everything);
 }
 
-void image_close_all(void)
+bool image_could_be_written(const struct image *image, int path_fd)
 {
-    while (images) {
-        struct image *image = images;
+    int is_readonly = 0;
 
-        assert(image->references == 0);
-        images = image->next;
-        wait_for_prefetches(image);
-        close_image(image);
-    }
+    if (image->inherited && (fcntl(path_fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
+        return false;
+    int fd = open_again(image, path_fd, O_RDWR);
+    if (fd < 0)
+        return false;
+    if (image->key.block && ioctl(fd, BLKROGET, &is_readonly) < 0)
+        is_readonly = 1;
+    close(fd);
+    return !is_readonly;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* One open image, shared by all its connections, whatever names they came by.
  *
- * image.c finds and opens it, geometry.c measures it; the other files each implement one part of
+ * share.c finds it, image.c opens it, geometry.c measures it; the other files each implement one part of
  * what a disk means on it: transfer.c, flush.c, zero.c, extents.c, lock.c.
  */
 #ifndef AIODISK_IMAGE_H
@@ -31,8 +31,10 @@ struct image_key {
 /* What is known of a way to zero or discard: found out by trying, remembered. */
 enum ability { ABILITY_UNKNOWN, ABILITY_YES, ABILITY_NO };
 
+enum image_state { IMAGE_OPENING, IMAGE_OPEN, IMAGE_CLOSING };
+
 struct image {
-    /* Set once by image_get before anybody else sees the image, read by any thread. */
+    /* Set once by image_open before anybody else sees the image, read by any thread. */
     struct image_key key;
     char *name; /* for messages */
     struct backend *backend;
@@ -56,8 +58,10 @@ struct image {
     /* Held during fallocate(2) on a file, see zero.c.  After the range lock, before the pool's. */
     pthread_mutex_t fallocate_lock;
 
+    /* Any thread.  Changes only when a client connects, and, if direct, under the range lock for the whole image. */
+    _Atomic uint64_t size; /* bytes */
+
     /* Any thread, relaxed: hints and figures that order nothing else. */
-    _Atomic uint64_t size; /* bytes; re-read when a client connects */
     atomic_bool dirty;     /* something was written since the last flush began */
     atomic_bool no_dsync;  /* RWF_DSYNC is not to be had */
     atomic_bool no_seek;   /* SEEK_DATA is not to be had */
@@ -67,10 +71,12 @@ struct image {
     pthread_mutex_t prefetch_lock;
     pthread_cond_t prefetch_done;
     unsigned prefetches; /* in flight */
+    bool closing;        /* no more of them, and those in flight are to end soon */
 
-    /* Under the lock of the list of images. */
+    /* Under the lock of the list of images; keep is set once. */
+    enum image_state state;
     unsigned references;
-    bool keep; /* stays open without references until image_close_all */
+    bool keep; /* stays open without references, as long as its name means it */
     struct image *next;
 };
 
@@ -84,8 +90,8 @@ struct image_options {
 };
 
 /* Finds the open image of the file that path_fd refers to, or opens it.  Returns 0 and a reference, or -errno and
- * a line in `why`; -EBUSY (another program's lock) only after half a second.  path_fd stays the caller's.  Nbdkit's
- * threads; blocks.
+ * a line in `why`; -EBUSY (another program's lock) only after half a second.  Waits while another opens or closes this one, and
+ * for no other image.  path_fd stays the caller's.  Nbdkit's threads; blocks.
  */
 int image_get(int path_fd, const char *name, const struct image_options *options, struct image **image,
               char why[SOURCE_ERROR_SIZE]);
@@ -96,6 +102,24 @@ void image_put(struct image *image);
 /* Closes those that were kept.  No references are left, and the backend still runs. */
 void image_close_all(void);
 
+/* --- image.c: one image; image_new to image_follow_size are for share.c --- */
+
+/* A closed one, or NULL when there is no memory. */
+struct image *image_new(const struct image_key *key, const char *name, const struct image_options *options);
+
+/* Returns 0, or -errno and a line in `why`; then, too, image_close is owed.  Blocks. */
+int image_open(struct image *image, int path_fd, const struct image_options *options, char why[SOURCE_ERROR_SIZE]);
+
+/* Ends what runs in the background, and closes every descriptor: the locks go with them.  Blocks. */
+void image_close(struct image *image);
+void image_free(struct image *image);
+
+/* Reads the size anew.  Waits for the writes under way, if it has changed and the image is direct. */
+void image_follow_size(struct image *image);
+
+/* Would an image that is served read-only be opened for writing now? */
+bool image_could_be_written(const struct image *image, int path_fd);
+
 /* The disk's size in bytes as it is now, or -errno. */
 int64_t image_measure(const struct image *image);
 
@@ -103,6 +127,11 @@ int64_t image_measure(const struct image *image);
  * for writing there would grow it back.
  */
 int image_before_write(struct image *image, uint64_t end);
+
+/* To be called after anything may have been written, before the client is told: a flush that began
+ * meanwhile does not cover it.
+ */
+void image_after_write(struct image *image);
 
 /* geometry.c: fills in align, mem_align, granule, sector, preferred_block, rotational.  Returns 0, or -ENOTSUP
  * when direct I/O is not to be had on image->fd.

@@ -126,6 +126,8 @@ static int aiodisk_get_ready(void)
         nbdkit_error("%s", why);
         return -1;
     }
+    if (strcmp(config.backend, "libaio") == 0 && config.cache != CACHE_NONE)
+        log_warning("backend=libaio is asynchronous only with cache=none: here reads and writes go to the worker pool");
     /* A write beyond RLIMIT_FSIZE is to fail with EFBIG, not to end the process. */
     signal(SIGXFSZ, SIG_IGN);
     return 0;
@@ -238,7 +240,9 @@ static int open_source(const char **name, char why[SOURCE_ERROR_SIZE])
             return -ENOMEM;
         return source_open_export(config.directory, *name, why);
     }
-    *name = config.file ? config.file : "fd=";
+    *name = config.file ? config.file : nbdkit_printf_intern("fd=%d", config.fd);
+    if (!*name)
+        return -ENOMEM;
     return config.file ? source_open_file(config.file, why) : config.fd;
 }
 

@@ -164,7 +164,7 @@ int source_open_export(const char *directory, const char *name, char why[SOURCE_
     if (name[0] == '\0')
         return fail(why, -ENOENT, "%s: the client named no export; each file in it is one", directory);
     if (!name_is_one_component(name))
-        return fail(why, -ENOENT, "%s: no export '%s': a name may not lead out of the directory", directory, name);
+        return fail(why, -ENOENT, "%s: no export '%s': only what lies in the directory itself is one", directory, name);
 
     int dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (dir_fd < 0)

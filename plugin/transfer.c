@@ -176,18 +176,28 @@ static int write_locked(struct image *image, const char *buf, uint64_t length, u
     return r;
 }
 
-void transfer_lock(struct image *image, struct range *range, uint64_t length, uint64_t offset)
+/* Does the write have to read blocks first?  The tail is written byte by byte by the page cache. */
+static bool reads_first(const struct image *image, uint64_t length, uint64_t offset)
 {
     uint64_t direct = direct_part(image, length, offset);
-    uint64_t end = offset + length;
 
+    return direct > 0 && (offset % image->align != 0 || (direct == length && (offset + length) % image->align != 0));
+}
+
+void transfer_lock(struct image *image, struct range *range, uint64_t length, uint64_t offset)
+{
     range->start = align_down(offset, image->align);
-    range->end = align_up(end, image->align);
-    /* The tail is written byte by byte by the page cache. */
-    range->exclusive =
-        direct > 0 && (range->start != offset || (direct == length && range->end != end));
-    if (image->direct)
+    range->end = align_up(offset + length, image->align);
+    range->exclusive = image->direct && reads_first(image, length, offset);
+    if (!image->direct)
+        return;
+    range_acquire(&image->ranges, range);
+    /* While it waited the image may have grown, and what was the tail may now go direct; from here on it cannot. */
+    if (!range->exclusive && reads_first(image, length, offset)) {
+        range_release(&image->ranges, range);
+        range->exclusive = true;
         range_acquire(&image->ranges, range);
+    }
 }
 
 void transfer_unlock(struct image *image, struct range *range)
@@ -211,6 +221,7 @@ int transfer_write(struct image *image, const void *buf, uint64_t length, uint64
         return r;
     transfer_lock(image, &range, length, offset);
     r = write_locked(image, buf, length, offset, fua);
+    image_after_write(image);
     transfer_unlock(image, &range);
     return r;
 }

@@ -65,6 +65,11 @@ static int try_way(struct image *image, _Atomic int *ability, enum request_op op
     return r;
 }
 
+static bool is_unknown(_Atomic int *ability)
+{
+    return atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_UNKNOWN;
+}
+
 static int punch(struct image *image, uint64_t length, uint64_t offset)
 {
     return try_way(image, &image->can_punch, REQUEST_FALLOCATE, PUNCH, length, offset);
@@ -113,9 +118,14 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
 {
     int r = -EOPNOTSUPP;
 
-    /* On a block device this is the one way that never ends in zeros written by the kernel. */
-    if (flags & ZERO_MAY_TRIM)
-        r = punch(image, length, offset);
+    /* On a block device this is the one way that never ends in zeros written by the kernel.  It drops the pages of the range
+     * from the page cache before it finds out that the device cannot: until that is known, nothing in them may be unwritten.
+     */
+    if (flags & ZERO_MAY_TRIM) {
+        r = is_unknown(&image->can_punch) ? flush_image(image) : 0;
+        if (r == 0)
+            r = punch(image, length, offset);
+    }
     if (flags & ZERO_FAST)
         return r;
     if (steps_down(r))
@@ -191,6 +201,7 @@ int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned f
         return r;
     transfer_lock(image, &range, length, offset);
     r = zero_locked(image, length, offset, flags);
+    image_after_write(image);
     transfer_unlock(image, &range);
     if (r == 0 && (flags & ZERO_FUA))
         r = flush_image(image);
@@ -226,10 +237,11 @@ int trim_image(struct image *image, uint64_t length, uint64_t offset, unsigned f
         r = image_before_write(image, offset + length);
     if (r < 0)
         return r;
-    whole_units(image, length, offset, &start, &end);
-    if (start < end) {
-        transfer_lock(image, &range, end - start, start);
+    if (length > 0) {
+        transfer_lock(image, &range, length, offset);
+        whole_units(image, length, offset, &start, &end);
         r = trim_locked(image, start, end);
+        image_after_write(image);
         transfer_unlock(image, &range);
     }
     if (r == 0 && (flags & ZERO_FUA))

@@ -114,7 +114,7 @@ def check_list():
 
 
 def check_refusals():
-    outside = "may not lead out"
+    outside = "only what lies in the directory itself"
     for name, why in {
             "../exports.other/secret": outside, "../exports/plain": outside, "folder/inner": outside, "./plain": outside,
             "/etc/passwd": outside, "/" + directory + "/plain": outside, "..": outside, ".": outside, "/": outside,

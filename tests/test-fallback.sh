@@ -55,6 +55,17 @@ lists() {
 
 nbdkit=(nbdkit)
 lists "threads io_uring libaio"
+say "what was chosen, and why not the others; what a named one cannot do"
+start auto "$dir/disk.img"
+stop
+grep -q "backend threads, chosen by auto: measured fastest.*io_uring: measured slower.*libaio: measured slower" "$log" ||
+    fail "no line says why"
+start libaio "$dir/disk.img" backend=libaio
+stop
+grep -q "error: backend=libaio is asynchronous only with cache=none" "$log" || fail "no warning that libaio has nothing to do"
+start libaio "$dir/disk.img" backend=libaio cache=none
+stop
+! grep -q "asynchronous only" "$log" || fail "warned without need"
 
 for cache in default none; do
     for error in $EPERM $ENOSYS $ENOMEM $EAGAIN; do
@@ -71,6 +82,9 @@ for cache in default none; do
     lists "threads"
     serves "neither ring: auto, cache=$cache" cache=$cache
     # A ring that can be made and then does not work: the proof at open finds it.
+    nbdkit=("$AIODISK_DENY" $EPERM io_getevents -- nbdkit)
+    lists "threads io_uring"
+    refuses "io_getevents denied" "backend=libaio does not work here: Operation not permitted" backend=libaio cache=$cache
     nbdkit=("$AIODISK_DENY" $EPERM io_uring_enter -- nbdkit)
     refuses "io_uring_enter denied" "backend=io_uring does not work here" backend=io_uring cache=$cache
     nbdkit=("$AIODISK_DENY" $ENOSYS pwritev2 preadv2 -- nbdkit)
