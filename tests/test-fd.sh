@@ -54,6 +54,34 @@ P
     stop
 done
 
+if [ "$(id -u)" = 0 ]; then
+    say "a descriptor that root opened for nobody: not with O_APPEND or O_DIRECT, which cannot do what is asked"
+    (umask 077 && fresh own.img)
+    chmod 755 "$dir"
+    cp "$plugin" plugin.so
+    mkdir nobody && chmod 777 nobody
+    # opened FLAGS COMMAND...: with descriptor 7 on own.img.
+    opened() {
+        "$python" -c 'import os, sys
+fd = os.open("own.img", os.O_RDWR | getattr(os, sys.argv[1]))
+os.dup2(fd, 7)
+os.execvp("setpriv", ["setpriv", "--reuid=nobody", "--clear-groups", *sys.argv[2:]])' "$@"
+    }
+    before=$(checksum own.img)
+    for cache in default none; do
+        # shellcheck disable=SC2016 # nbdkit sets $uri
+        opened O_APPEND timeout 20 nbdkit -f -U nobody/append-$cache ./plugin.so fd=7 cache=$cache \
+            --run 'nbdinfo --json "$uri"' >info 2>err || { cat err; fail "O_APPEND: not served"; }
+        [ "$(jq '.exports[0].is_read_only' info)" = true ] && grep -q 'fd=7: served read-only: .*O_APPEND' err ||
+            { cat info err; fail "O_APPEND: writes would go to the end"; }
+        # shellcheck disable=SC2016
+        ! opened O_DIRECT timeout 20 nbdkit -f -U nobody/direct-$cache ./plugin.so fd=7 cache=$cache \
+            --run 'nbdinfo "$uri"' >info 2>err || fail "O_DIRECT: served"
+        grep -q 'fd=7: cannot be opened' err || { cat err; fail "O_DIRECT: no line says why"; }
+    done
+    [ "$(checksum own.img)" = "$before" ] || fail "the file has changed"
+fi
+
 say "bash's own descriptors, and a high number"
 exec 7<>disk.img {high}>&7
 exec 200<>disk.img

@@ -257,6 +257,33 @@ status=0
 "$copy/serve" --help >"$dir/out"
 grep -q '^usage: ./serve' "$dir/out" || fail "--help"
 
+say "--socket PATH again and again, and where a server that was killed left its own"
+for i in 1 2; do
+    up again "$dir/images/one" --socket "$dir/again.sock"
+    down again
+    [ ! -e "$dir/again.sock" ] || fail "its socket is still there"
+done
+"$python" -c 'import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$dir/again.sock"
+up again "$dir/images/one" --socket "$dir/again.sock"
+down again
+
+say "a second Ctrl-C does not wait for the clients"
+AIODISK_GRACE=60 up twice "$dir/images/one"
+"$python" -c 'import nbd, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+print("connected", flush=True)
+time.sleep(60)' "$uri" >"$dir/client" &
+pids+=($!)
+wait_for 10 test -s "$dir/client"
+kill -INT -- "-$pid"
+sleep 0.5 # the first is being handled
+kill -INT -- "-$pid"
+wait_for 10 ended
+wait "$pid" || true
+unset "served[twice]"
+[ -z "$(ls -A "$XDG_RUNTIME_DIR")" ] || fail "left behind: $(ls -R "$XDG_RUNTIME_DIR")"
+
 say "what is missing is installed, and only that; a failure of that, and of the build, is told"
 [ ! -e "$dir/shims/apt-get.log" ] || { cat "$dir/shims/apt-get.log"; fail "it wanted to install what is there"; }
 cat >"$dir/shims/dpkg-query" <<'S'
