@@ -7,8 +7,10 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +45,8 @@ struct handle {
 
 /* nbdkit 1.32 does not call .close for clients that are connected at its end. */
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct handle *handles; /* under handles_lock */
+static struct handle *handles;       /* under handles_lock */
+static _Atomic unsigned connections; /* their number; any thread reads it */
 
 /* --- Speaking to the user --- */
 
@@ -183,6 +186,7 @@ static void forget(struct handle *h)
     if (h->next)
         h->next->prev = h->prev;
     pthread_mutex_unlock(&handles_lock);
+    atomic_fetch_sub(&connections, 1);
 }
 
 static void aiodisk_close(void *handle)
@@ -283,6 +287,7 @@ static void *aiodisk_open(int readonly)
         handles->prev = h;
     handles = h;
     pthread_mutex_unlock(&handles_lock);
+    atomic_fetch_add(&connections, 1);
     return h;
 }
 
@@ -336,16 +341,36 @@ static int can_cache(void *handle)
 
 /* --- Its requests --- */
 
+/* Every request comes in here.  With several connections its thread is made a SCHED_BATCH one (sched(7)): it preempts neither the
+ * clients that it wakes nor the threads of other connections, so replies and requests gather into batches.  With one connection
+ * it is an ordinary one, which the client's request wakes at once.  A policy that somebody has chosen is left alone.
+ *
+ * Measured with fio-jobs/compare, ratio to the best peer with SCHED_BATCH / without, page cache: 16 in flight on 4 connections
+ * 1.43 / 1.03, 50 connections 0.83 / 0.59; but one connection, depth 1: reads 0.88 / 0.99, writes 0.74 / 1.00.
+ */
+static struct handle *enter(void *handle)
+{
+    static __thread int policy = SCHED_OTHER;
+    int wanted = atomic_load_explicit(&connections, memory_order_relaxed) > 1 ? SCHED_BATCH : SCHED_OTHER;
+
+    if (policy != wanted) {
+        if (sched_getscheduler(0) == policy)
+            sched_setscheduler(0, wanted, &(struct sched_param){0});
+        policy = wanted;
+    }
+    return handle;
+}
+
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = handle;
+    struct handle *h = enter(handle);
 
     return answer(h, transfer_read(h->image, buf, count, offset), "read", count, offset);
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = handle;
+    struct handle *h = enter(handle);
     int r = transfer_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
     return answer(h, r, "write", count, offset);
@@ -353,14 +378,14 @@ static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct handle *h = handle;
+    struct handle *h = enter(handle);
 
     return answer(h, flush_image(h->image), "flush", atomic_load(&h->image->size), 0);
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = handle;
+    struct handle *h = enter(handle);
     int r = trim_image(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
     return answer(h, r, "trim", count, offset);
@@ -368,7 +393,7 @@ static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t 
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = handle;
+    struct handle *h = enter(handle);
     int r = zero_image(h->image, count, offset,
                        (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
                            (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
@@ -392,7 +417,7 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
-    struct handle *h = handle;
+    struct handle *h = enter(handle);
     int r = extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
     return answer(h, r, "extents", count, offset);
@@ -400,7 +425,7 @@ static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    prefetch_image(((struct handle *)handle)->image, count, offset);
+    prefetch_image(enter(handle)->image, count, offset);
     return 0;
 }
 
