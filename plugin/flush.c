@@ -44,17 +44,12 @@ struct health {
 static pthread_mutex_t healths_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct health *healths; /* under healths_lock */
 
-static bool same_key(const struct image_key *a, const struct image_key *b)
-{
-    return a->block == b->block && a->device == b->device && a->inode == b->inode;
-}
-
 static struct health *health_get(const struct image_key *key)
 {
     struct health *health;
 
     pthread_mutex_lock(&healths_lock);
-    for (health = healths; health && !same_key(&health->key, key);)
+    for (health = healths; health && !image_key_equal(&health->key, key);)
         health = health->next;
     if (!health) {
         health = calloc(1, sizeof *health);

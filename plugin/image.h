@@ -138,6 +138,11 @@ void image_after_write(struct image *image);
  */
 int geometry_probe(struct image *image);
 
+static inline bool image_key_equal(const struct image_key *a, const struct image_key *b)
+{
+    return a->block == b->block && a->device == b->device && a->inode == b->inode;
+}
+
 static inline uint64_t align_down(uint64_t n, uint64_t unit)
 {
     return n & ~(unit - 1);

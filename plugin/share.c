@@ -2,7 +2,8 @@
 /* The list of open images: who comes for the same disk gets the same image, whatever name it came by.
  *
  * Runs on nbdkit's threads when clients come and go.  The list's lock is never held while an image is opened, flushed or closed:
- * a disk that is slow or hangs holds up only those who come for that disk.
+ * a disk that is slow or hangs holds up only those who come for that disk.  (find_stale does look at the
+ * disk of a kept image, but then all clients come for that one: only file= and fd= keep images.)
  */
 #include <assert.h>
 #include <errno.h>
@@ -21,17 +22,12 @@ static pthread_mutex_t images_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t images_changed = PTHREAD_COND_INITIALIZER; /* broadcast: an image was opened, or left the list */
 static struct image *images;                                     /* under images_lock */
 
-static bool is_same_disk(const struct image_key *a, const struct image_key *b)
-{
-    return a->block == b->block && a->device == b->device && a->inode == b->inode;
-}
-
 /* Under images_lock. */
 static struct image *find_image(const struct image_key *key, bool readonly)
 {
     struct image *image = images;
 
-    while (image && !(image->wants_readonly == readonly && is_same_disk(&image->key, key)))
+    while (image && !(image->wants_readonly == readonly && image_key_equal(&image->key, key)))
         image = image->next;
     return image;
 }
@@ -46,7 +42,7 @@ static struct image *find_stale(const struct image_key *key, int path_fd)
     for (; image; image = image->next) {
         if (!image->keep || image->references > 0 || image->state != IMAGE_OPEN)
             continue;
-        if (!is_same_disk(&image->key, key))
+        if (!image_key_equal(&image->key, key))
             break;
         if (image->readonly && !image->wants_readonly && image_could_be_written(image, path_fd))
             break;
@@ -70,12 +66,12 @@ static void close_and_unlink(struct image *image)
     image_free(image);
 }
 
-/* Under images_lock, which it lets go meanwhile.  What was written is made durable while the image is still open and found by
- * newcomers; whoever came, wrote and left meanwhile made it dirty again.
+/* Under images_lock, which it lets go meanwhile.  The caller has the only reference.  What was written is made durable while the
+ * image is still open and found by newcomers; whoever came, wrote and left meanwhile made it dirty again.
  */
-static void flush_dirty(struct image *image, unsigned references)
+static void flush_dirty(struct image *image)
 {
-    while (image->references == references && atomic_load(&image->dirty) && flush_health(image) == 0) {
+    while (image->references == 1 && atomic_load(&image->dirty) && flush_health(image) == 0) {
         pthread_mutex_unlock(&images_lock);
         flush_image(image);
         pthread_mutex_lock(&images_lock);
@@ -89,7 +85,7 @@ static void close_stale(const struct image_key *key, int path_fd)
 
     while ((image = find_stale(key, path_fd))) {
         image->references++;
-        flush_dirty(image, 1);
+        flush_dirty(image);
         if (--image->references == 0)
             close_and_unlink(image);
     }
@@ -181,7 +177,7 @@ void image_put(struct image *image)
 {
     pthread_mutex_lock(&images_lock);
     if (!image->keep)
-        flush_dirty(image, 1);
+        flush_dirty(image);
     assert(image->references > 0);
     if (--image->references == 0 && !image->keep)
         close_and_unlink(image);
