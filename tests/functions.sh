@@ -27,10 +27,27 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 143' TERM INT
 
-fail() { echo "FAILED: $*" >&2; exit 1; }
+fail() {
+    echo "FAILED: $*" >&2
+    [ -z "${log:-}" ] || grep -s -A 40 -E 'ERROR: AddressSanitizer|runtime error:' "$log" >&2 || true
+    exit 1
+}
 skip() { echo "skipped: $*"; exit 77; }
 need_root() { [ "$(id -u)" = 0 ] || skip "needs root, for $1"; }
 say() { echo "-- $*"; }
+
+# The plugin was built with ASan: its runtime has to be the first library of nbdkit, and of nbdkit alone.  Leaks are
+# test-valgrind.sh's business: nbdkit itself forgets the connections that live at its end.
+if [ -n "${AIODISK_PRELOAD:-}" ]; then
+    mkdir "$dir/bin"
+    cat >"$dir/bin/nbdkit" <<S
+#!/bin/sh
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD='$AIODISK_PRELOAD'
+exec $(command -v nbdkit) "\$@"
+S
+    chmod +x "$dir/bin/nbdkit"
+    PATH=$dir/bin:$PATH
+fi
 
 # wait_for SECONDS COMMAND...: until the command succeeds.
 wait_for() {
