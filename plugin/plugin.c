@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -26,6 +25,7 @@
 #include "plugin/extents.h"
 #include "plugin/image.h"
 #include "plugin/log.h"
+#include "plugin/schedule.h"
 #include "plugin/transfer.h"
 #include "plugin/zero.h"
 
@@ -45,8 +45,7 @@ struct handle {
 
 /* nbdkit 1.32 does not call .close for clients that are connected at its end. */
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct handle *handles;       /* under handles_lock */
-static _Atomic unsigned connections; /* their number; any thread reads it */
+static struct handle *handles; /* under handles_lock */
 
 /* --- Speaking to the user --- */
 
@@ -85,17 +84,6 @@ static int nbd_error(int err)
     default:
         return EIO;
     }
-}
-
-/* Turns a result into a callback's return value. */
-static int answer(const struct handle *h, int r, const char *what, uint64_t count, uint64_t offset)
-{
-    if (r >= 0)
-        return 0;
-    nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what, (unsigned long long)count,
-                 (unsigned long long)offset, strerror(-r));
-    nbdkit_set_error(nbd_error(-r));
-    return -1;
 }
 
 /* --- Before and after serving --- */
@@ -186,7 +174,6 @@ static void forget(struct handle *h)
     if (h->next)
         h->next->prev = h->prev;
     pthread_mutex_unlock(&handles_lock);
-    atomic_fetch_sub(&connections, 1);
 }
 
 static void aiodisk_close(void *handle)
@@ -287,7 +274,6 @@ static void *aiodisk_open(int readonly)
         handles->prev = h;
     handles = h;
     pthread_mutex_unlock(&handles_lock);
-    atomic_fetch_add(&connections, 1);
     return h;
 }
 
@@ -341,36 +327,37 @@ static int can_cache(void *handle)
 
 /* --- Its requests --- */
 
-/* Every request comes in here.  With several connections its thread is made a SCHED_BATCH one (sched(7)): it preempts neither the
- * clients that it wakes nor the threads of other connections, so replies and requests gather into batches.  With one connection
- * it is an ordinary one, which the client's request wakes at once.  A policy that somebody has chosen is left alone.
- *
- * Measured with fio-jobs/compare, ratio to the best peer with SCHED_BATCH / without, page cache: 16 in flight on 4 connections
- * 1.43 / 1.03, 50 connections 0.83 / 0.59; but one connection, depth 1: reads 0.88 / 0.99, writes 0.74 / 1.00.
- */
-static struct handle *enter(void *handle)
+/* Every request comes in here, and leaves through answer(). */
+static struct handle *enter(void *handle, enum schedule_load load)
 {
-    static __thread int policy = SCHED_OTHER;
-    int wanted = atomic_load_explicit(&connections, memory_order_relaxed) > 1 ? SCHED_BATCH : SCHED_OTHER;
+    struct handle *h = handle;
 
-    if (policy != wanted) {
-        if (sched_getscheduler(0) == policy)
-            sched_setscheduler(0, wanted, &(struct sched_param){0});
-        policy = wanted;
-    }
-    return handle;
+    schedule_enter(h->image->direct ? SCHEDULE_DIRECT : load);
+    return h;
+}
+
+/* Turns a request's result into its callback's return value. */
+static int answer(const struct handle *h, int r, const char *what, uint64_t count, uint64_t offset)
+{
+    schedule_leave();
+    if (r >= 0)
+        return 0;
+    nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what, (unsigned long long)count,
+                 (unsigned long long)offset, strerror(-r));
+    nbdkit_set_error(nbd_error(-r));
+    return -1;
 }
 
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = enter(handle, SCHEDULE_CACHED);
 
     return answer(h, transfer_read(h->image, buf, count, offset), "read", count, offset);
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = enter(handle, SCHEDULE_CACHED_WRITE);
     int r = transfer_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
     return answer(h, r, "write", count, offset);
@@ -378,14 +365,14 @@ static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = enter(handle, SCHEDULE_CACHED);
 
     return answer(h, flush_image(h->image), "flush", atomic_load(&h->image->size), 0);
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = enter(handle, SCHEDULE_CACHED);
     int r = trim_image(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
     return answer(h, r, "trim", count, offset);
@@ -393,7 +380,7 @@ static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t 
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = enter(handle, SCHEDULE_CACHED);
     int r = zero_image(h->image, count, offset,
                        (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
                            (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
@@ -401,6 +388,7 @@ static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t 
 
     if (r == -EOPNOTSUPP) {
         /* A fast zero that would be slow: an answer, not an error. */
+        schedule_leave();
         nbdkit_set_error(EOPNOTSUPP);
         return -1;
     }
@@ -417,7 +405,7 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
-    struct handle *h = enter(handle);
+    struct handle *h = enter(handle, SCHEDULE_CACHED);
     int r = extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
     return answer(h, r, "extents", count, offset);
@@ -425,8 +413,10 @@ static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    prefetch_image(enter(handle)->image, count, offset);
-    return 0;
+    struct handle *h = enter(handle, SCHEDULE_CACHED);
+
+    prefetch_image(h->image, count, offset);
+    return answer(h, 0, "cache", count, offset);
 }
 
 static struct nbdkit_plugin plugin = {

@@ -1,52 +1,76 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Threads that carry requests are ordinary ones with one connection, SCHED_BATCH ones with several, and ordinary again when one is
-# left; a policy that the user has chosen stays.
+# Threads that carry requests are SCHED_BATCH ones on O_DIRECT, and where requests meet; ordinary ones for single requests through
+# the page cache, and for writes through it, and again after the others. A policy that the user has chosen stays.
 . "$(dirname "$0")/functions.sh"
-truncate -s 1M "$dir/disk.img"
+truncate -s 4M "$dir/disk.img"
 cat >"$dir/use.py" <<'P'
 import glob, nbd, sys
-uri, pid, chosen = sys.argv[1], sys.argv[2], int(sys.argv[3])
-OTHER, BATCH = 0, 3  # sched(7)
+case, uri, pid = sys.argv[1:4]
+OTHER, RR, BATCH = 0, 2, 3  # sched(7)
+h = nbd.NBD()
+h.connect_uri(uri)
 
 def policies():
     """Of all threads: field 41 of /proc/PID/stat, counted behind the name in brackets."""
     return [int(open(path).read().rpartition(")")[2].split()[38]) for path in glob.glob(f"/proc/{pid}/task/*/stat")]
 
-def connect():
-    h = nbd.NBD()
-    h.connect_uri(uri)
-    return h
+def only(policy):
+    assert set(policies()) == {policy}, policies()
 
-def read(*handles):
-    for _ in range(200):  # each of a connection's threads has its turn
-        for h in handles:
-            h.pread(512, 0)
+def one_by_one(count):
+    for _ in range(count):
+        h.pread(512, 0)
 
-first = connect()
-read(first)
-assert set(policies()) == {chosen}, policies()
-second = connect()
-read(first, second)
-if chosen == OTHER:
-    assert BATCH in policies(), policies()
-else:
-    assert set(policies()) == {chosen}, policies()
-second.shutdown()
-del second
-for _ in range(1000):  # its threads have to end, and each of the others to have a turn
-    read(first)
-    if BATCH not in policies():
-        break
-assert BATCH not in policies(), policies()
-first.shutdown()
+def at_once(send, turns=1):
+    for _ in range(turns):
+        for i in range(64):
+            send(nbd.Buffer.from_bytearray(bytearray(65536)), i * 65536 % (4 << 20))
+        while h.aio_in_flight():
+            h.poll(-1)
+
+def until(least, most, step):
+    """So many threads are to be SCHED_BATCH ones."""
+    for _ in range(200):
+        if least <= policies().count(BATCH) <= most:
+            return
+        step()
+    raise AssertionError(f"not {least} to {most} threads with policy {BATCH}, but {policies()}")
+
+if case == "single":
+    one_by_one(1000)
+    only(OTHER)
+elif case == "meeting":
+    until(12, 16, lambda: at_once(h.aio_pread))
+    # The memory of it is long, and then each of the threads has to have its turn.
+    one_by_one(1000)
+    until(12, 16, lambda: None)
+    until(0, 0, lambda: one_by_one(1000))
+elif case == "writes":
+    at_once(h.aio_pwrite, 50)
+    only(OTHER)
+    until(12, 16, lambda: at_once(h.aio_pread))
+    # One by one, so that each of the threads has its turn.
+    until(0, 0, lambda: [h.pwrite(bytes(512), 0) for _ in range(100)])
+elif case == "direct":
+    one_by_one(100)
+    until(12, 16, lambda: one_by_one(10))
+elif case == "chosen":
+    at_once(h.aio_pread, 50)
+    only(RR)
+h.shutdown()
 P
-start ordinary "$dir/disk.img"
-"$python" "$dir/use.py" "$uri" "$(cat "$dir/ordinary.pid")" 0
-stop
+try() { # CASE PARAMETER
+    say "$1"
+    start "$1" "$dir/disk.img" "$2"
+    "$python" "$dir/use.py" "$1" "$uri" "$(cat "$dir/$1.pid")"
+    stop
+}
+try single cache=default
+try meeting cache=default
+try writes cache=default
+try direct cache=none
 if [ "$(id -u)" = 0 ]; then
     nbdkit=(chrt -r 1 nbdkit)
-    start chosen "$dir/disk.img"
-    "$python" "$dir/use.py" "$uri" "$(cat "$dir/chosen.pid")" 2
-    stop
+    try chosen cache=none
 fi

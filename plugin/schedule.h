@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Which scheduling policy the threads that carry requests have (sched(7)).
+ *
+ * An ordinary thread that wakes up preempts whoever runs, and nbdkit's threads and the client wake each other several times for
+ * each request.  A SCHED_BATCH one waits its turn, so requests and replies gather.
+ */
+#ifndef AIODISK_PLUGIN_SCHEDULE_H
+#define AIODISK_PLUGIN_SCHEDULE_H
+
+/* How many requests in a row have to meet no other before requests count as single. */
+#define SCHEDULE_ALONE 8192u
+
+/* How many writes through the page cache a thread has to carry in a row before it is scheduled as a writer. */
+#define SCHEDULE_WRITES 64u
+
+enum schedule_load {
+    SCHEDULE_DIRECT, /* any request on an image with O_DIRECT */
+    SCHEDULE_CACHED_WRITE,
+    SCHEDULE_CACHED, /* any other */
+};
+
+/* At the start of each request, on its thread.  Sets the thread's policy, unless somebody has given it one of his own.
+ * Never fails: a policy that is refused is not asked for again until another is wanted.
+ */
+void schedule_enter(enum schedule_load load);
+
+/* At its end.  Any thread. */
+void schedule_leave(void);
+
+#endif
