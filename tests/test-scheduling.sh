@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # Threads that carry requests are SCHED_BATCH ones on O_DIRECT, and where requests meet; ordinary ones for single requests through
-# the page cache, and for writes through it, and again after the others. A policy that the user has chosen stays.
+# the page cache, and for writes through it, and again after the others; workers are SCHED_BATCH ones. A policy that the user has
+# chosen stays.
 . "$(dirname "$0")/functions.sh"
 truncate -s 4M "$dir/disk.img"
 cat >"$dir/use.py" <<'P'
@@ -14,6 +15,10 @@ h.connect_uri(uri)
 def policies():
     """Of all threads: field 41 of /proc/PID/stat, counted behind the name in brackets."""
     return [int(open(path).read().rpartition(")")[2].split()[38]) for path in glob.glob(f"/proc/{pid}/task/*/stat")]
+
+def of_workers():
+    stats = [open(path).read() for path in glob.glob(f"/proc/{pid}/task/*/stat")]
+    return {int(stat.rpartition(")")[2].split()[38]) for stat in stats if "(aiodisk-worker)" in stat}
 
 def only(policy):
     assert set(policies()) == {policy}, policies()
@@ -55,8 +60,12 @@ elif case == "writes":
 elif case == "direct":
     one_by_one(100)
     until(12, 16, lambda: one_by_one(10))
+elif case == "workers":
+    at_once(h.aio_pread)
+    assert of_workers() == {BATCH}, of_workers()
 elif case == "chosen":
     at_once(h.aio_pread, 50)
+    assert of_workers() == {RR}, of_workers()
     only(RR)
 h.shutdown()
 P
@@ -70,7 +79,8 @@ try single cache=default
 try meeting cache=default
 try writes cache=default
 try direct cache=none
+try workers dispatch=pool
 if [ "$(id -u)" = 0 ]; then
     nbdkit=(chrt -r 1 nbdkit)
-    try chosen cache=none
+    try chosen dispatch=pool
 fi
