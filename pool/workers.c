@@ -195,8 +195,8 @@ static void leave(struct pool *pool, struct worker *worker)
 }
 
 /* A worker is woken by those who wait for it: it need not preempt them (sched(7): SCHED_BATCH).  Measured over NBD with
- * dispatch=pool, ratio to ordinary workers, O_DIRECT: 16 reads in flight 1.14, 64 1.31, 16 on 4 connections 1.21, 16 writes 1.04; page
- * cache: 1.02-1.13; write and flush with dispatch=auto 1.05.  A policy inherited from the user stays.
+ * dispatch=pool, ratio to ordinary workers, O_DIRECT: 16 reads in flight 1.14, 64 1.31, 16 on 4 connections 1.21, 16 writes
+ * 1.04; page cache: 1.02-1.13; write and flush with dispatch=auto 1.05.  A policy inherited from the user stays.
  */
 static void wait_for_turns(void)
 {
