@@ -96,10 +96,16 @@ interrupt() {
 say "Ctrl-C, SIGTERM, and a server that dies"
 control_c() { kill -INT "$1"; }
 terminate() { kill -TERM "$1"; }
+# The client is in compare's session, or by default in one of its own.
+session_of() { ps -o sess= -p "$1" | tr -d ' '; }
+fio_is_in_its_session() { [ "$(session_of "$1")" = "$(session_of "$(pgrep -f "^fio .*$dir/images/aiodisk-compare")")" ]; }
+terminate_together() { fio_is_in_its_session "$1" || fail "--one-session: fio is in another"; terminate "$1"; }
+terminate_apart() { ! fio_is_in_its_session "$1" || fail "fio is in compare's session"; terminate "$1"; }
 kill_server() { kill -KILL "$(cat "$dir"/images/aiodisk-compare.*/pid)"; }
 expected=130
 interrupt control_c control-c --cells page/rr16x4
-interrupt terminate sigterm --cells direct/rw1
+interrupt terminate_apart sigterm --cells direct/rw1
+interrupt terminate_together one-session --one-session --cells direct/rw1
 expected=1
 interrupt kill_server died --cells page/rr16
 grep -q "aiodisk (page): ended in the middle of a measurement" "$dir/died.err" ||
