@@ -5,6 +5,11 @@
  * cheapest modes demand (io_uring_setup(2): SINGLE_ISSUER, DEFER_TASKRUN).  How requests come here, wait for room and are
  * continued is ring.c's business; this file translates.  Never blocks: io_uring_enter(2) is called to submit and
  * to run deferred work, not to wait.
+ *
+ * No registered files or buffers: measured with bench-backend, medians of 5 runs with each, they bring nothing (random 4 KiB
+ * reads, files: 1.03 at depth 1, 1.00 at 16, 1.00 at 64; files and buffers: 1.03, 0.99, 1.01; writes: 1.02, 1.03, 1.00). And
+ * the ring would keep a file open, and its locks, after the last client has gone: Linux 6.1 lets go of a
+ * registered file up to a second after it was withdrawn.
  */
 #include <errno.h>
 #include <liburing.h>

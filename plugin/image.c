@@ -213,6 +213,7 @@ void image_free(struct image *image)
 {
     range_lock_destroy(&image->ranges);
     pthread_mutex_destroy(&image->flush.lock);
+    sem_destroy(&image->write_turns);
     pthread_mutex_destroy(&image->fallocate_lock);
     pthread_mutex_destroy(&image->prefetch_lock);
     pthread_cond_destroy(&image->prefetch_done);
@@ -236,9 +237,11 @@ struct image *image_new(const struct image_key *key, const char *name, const str
     image->wants_readonly = options->readonly;
     image->inherited = options->inherited;
     image->keep = options->keep;
+    image->takes_turns = options->callers_write && !key->block;
     image->fd = image->buffered_fd = -1;
     flush_set_init(&image->flush);
     range_lock_init(&image->ranges);
+    sem_init(&image->write_turns, 0, IMAGE_WRITE_TURNS);
     pthread_mutex_init(&image->fallocate_lock, NULL);
     pthread_mutex_init(&image->prefetch_lock, NULL);
     pthread_cond_init(&image->prefetch_done, NULL);

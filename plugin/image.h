@@ -8,6 +8,7 @@
 #define AIODISK_IMAGE_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,6 +28,9 @@ struct image_key {
     dev_t device;
     ino_t inode;
 };
+
+/* How many write into one file's page cache at once. */
+#define IMAGE_WRITE_TURNS 2u
 
 /* What is known of a way to zero or discard: found out by trying, remembered. */
 enum ability { ABILITY_UNKNOWN, ABILITY_YES, ABILITY_NO };
@@ -54,6 +58,10 @@ struct image {
     /* Own locks inside. */
     struct flush_set flush;
     struct range_lock ranges;
+
+    /* One is held during a write into the page cache, see write_in_turn in transfer.c.  After the range lock, before the pool's. */
+    bool takes_turns; /* set once */
+    sem_t write_turns;
 
     /* Held during fallocate(2) on a file, see zero.c.  After the range lock, before the pool's. */
     pthread_mutex_t fallocate_lock;
@@ -87,6 +95,7 @@ struct image_options {
     enum locking_mode locking;
     bool inherited; /* path_fd is the user's own descriptor, and bounds what may be done */
     bool keep;
+    bool callers_write; /* requests' own threads make the calls, not workers or the kernel's */
 };
 
 /* Finds the open image of the file that path_fd refers to, or opens it.  Returns 0 and a reference, or -errno and

@@ -247,6 +247,7 @@ static int get_image(int readonly, struct image **image, char why[SOURCE_ERROR_S
         .locking = config.locking,
         .inherited = config.fd >= 0,
         .keep = !config.directory,
+        .callers_write = config.dispatch == DISPATCH_AUTO && engine.backend->ops->run,
     };
 
     int path_fd = open_source(&name, why);

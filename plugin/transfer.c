@@ -10,6 +10,7 @@
  * Runs on the requests' threads.  A bounce buffer is copied from only after a read that filled it.
  */
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "plugin/bounce.h"
@@ -44,10 +45,27 @@ static int read_buffered(struct image *image, void *buf, uint64_t length, uint64
     return do_io(image, REQUEST_READ, image->buffered_fd, buf, length, offset, NULL);
 }
 
+/* Into the page cache of a file the kernel lets one write at a time, and who waits for it there uses up a processor: so one may
+ * write, another stand ready, and the others sleep here.  Not for FUA, which waits for the disk without the kernel's lock, nor
+ * for block devices, which have no such lock.
+ * Measured over NBD, 16 writes in flight on 4 connections: 1.3 times the rate and 0.6 of the processor time where the cache
+ * has large folios, 0.96-1.02 times where it has single pages; on one connection 0.99-1.04. (One turn: 1.0 and 0.94.)
+ */
+static int write_in_turn(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset)
+{
+    while (sem_wait(&image->write_turns) < 0)
+        assert(errno == EINTR);
+    int r = do_io(image, REQUEST_WRITE, fd, (void *)buf, length, offset, NULL);
+    sem_post(&image->write_turns);
+    return r;
+}
+
 static int write_plain(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset, bool fua)
 {
     if (fua)
         return flush_write_through(image, fd, buf, length, offset);
+    if (image->takes_turns && fd == image->buffered_fd)
+        return write_in_turn(image, fd, buf, length, offset);
     return do_io(image, REQUEST_WRITE, fd, (void *)buf, length, offset, NULL);
 }
 
