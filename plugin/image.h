@@ -59,7 +59,7 @@ struct image {
     struct flush_set flush;
     struct range_lock ranges;
 
-    /* One is held during a write into the page cache, see write_in_turn in transfer.c.  After the range lock, before the pool's. */
+    /* One is held during a write into the page cache, see transfer.c.  After the range lock, before the pool's. */
     bool takes_turns; /* set once */
     sem_t write_turns;
 
