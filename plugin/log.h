@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How the files under plugin.c speak to the user without knowing nbdkit: plugin.c defines these (a
+/* How the files under plugin.c speak to the user without knowing nbdkit: log.c defines these (a
  * unit test defines its own).  Any thread that nbdkit called us on; not the loop thread.
  */
 #ifndef AIODISK_LOG_H

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,45 +45,6 @@ struct handle {
 /* nbdkit 1.32 does not call .close for clients that are connected at its end. */
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct handle *handles; /* under handles_lock */
-
-/* --- Speaking to the user --- */
-
-void log_warning(const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    nbdkit_verror(format, args);
-    va_end(args);
-}
-
-void log_debug(const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    nbdkit_vdebug(format, args);
-    va_end(args);
-}
-
-/* What NBD clients are told; nbdkit would turn errors it does not know into EINVAL, which blames the client. */
-static int nbd_error(int err)
-{
-    switch (err) {
-    case EPERM:
-    case EROFS:
-    case EIO:
-    case ENOMEM:
-    case EINVAL:
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-    case ESHUTDOWN:
-        return err;
-    default:
-        return EIO;
-    }
-}
 
 /* --- Before and after serving --- */
 
@@ -335,6 +295,25 @@ static struct handle *enter(void *handle, enum schedule_load load)
 
     schedule_enter(h->image->direct ? SCHEDULE_DIRECT : load);
     return h;
+}
+
+/* What NBD clients are told; nbdkit would turn errors it does not know into EINVAL, which blames the client. */
+static int nbd_error(int err)
+{
+    switch (err) {
+    case EPERM:
+    case EROFS:
+    case EIO:
+    case ENOMEM:
+    case EINVAL:
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case ESHUTDOWN:
+        return err;
+    default:
+        return EIO;
+    }
 }
 
 /* Turns a request's result into its callback's return value. */
