@@ -8,17 +8,23 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+/* How many requests in a row have to meet no other before requests count as single. */
+#define ALONE 8192u
+
+/* How many writes through the page cache a thread has to carry in a row before it is scheduled as a writer. */
+#define WRITES 64u
+
 /* One cache line for both.  Any thread. */
 static struct {
     _Alignas(64) _Atomic unsigned inside; /* requests between enter and leave */
-    _Atomic unsigned alone;               /* requests in a row that met none inside; SCHEDULE_ALONE at most, or a few more */
-} seen = {.alone = SCHEDULE_ALONE};
+    _Atomic unsigned alone;               /* requests in a row that met none inside; ALONE at most, or a few more */
+} seen = {.alone = ALONE};
 
 static void count_in(void)
 {
     if (atomic_fetch_add_explicit(&seen.inside, 1, memory_order_relaxed) > 0)
         atomic_store_explicit(&seen.alone, 0, memory_order_relaxed);
-    else if (atomic_load_explicit(&seen.alone, memory_order_relaxed) < SCHEDULE_ALONE)
+    else if (atomic_load_explicit(&seen.alone, memory_order_relaxed) < ALONE)
         atomic_fetch_add_explicit(&seen.alone, 1, memory_order_relaxed);
 }
 
@@ -40,13 +46,13 @@ static int choose(enum schedule_load load, int policy)
     if (load == SCHEDULE_DIRECT)
         return SCHED_BATCH;
     if (load == SCHEDULE_CACHED_WRITE) {
-        if (writes == SCHEDULE_WRITES)
+        if (writes == WRITES)
             return SCHED_OTHER;
         writes++;
         return policy;
     }
     writes = 0;
-    return atomic_load_explicit(&seen.alone, memory_order_relaxed) < SCHEDULE_ALONE ? SCHED_BATCH : SCHED_OTHER;
+    return atomic_load_explicit(&seen.alone, memory_order_relaxed) < ALONE ? SCHED_BATCH : SCHED_OTHER;
 }
 
 void schedule_enter(enum schedule_load load)

@@ -7,12 +7,6 @@
 #ifndef AIODISK_PLUGIN_SCHEDULE_H
 #define AIODISK_PLUGIN_SCHEDULE_H
 
-/* How many requests in a row have to meet no other before requests count as single. */
-#define SCHEDULE_ALONE 8192u
-
-/* How many writes through the page cache a thread has to carry in a row before it is scheduled as a writer. */
-#define SCHEDULE_WRITES 64u
-
 enum schedule_load {
     SCHEDULE_DIRECT, /* any request on an image with O_DIRECT */
     SCHEDULE_CACHED_WRITE,

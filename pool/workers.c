@@ -198,7 +198,7 @@ static void leave(struct pool *pool, struct worker *worker)
  * dispatch=pool, ratio to ordinary workers, O_DIRECT: 16 reads in flight 1.14, 64 1.31, 16 on 4 connections 1.21, 16 writes
  * 1.04; page cache: 1.02-1.13; write and flush with dispatch=auto 1.05.  A policy inherited from the user stays.
  */
-static void wait_for_turns(void)
+static void schedule_as_batch(void)
 {
     if (sched_getscheduler(0) == SCHED_OTHER)
         sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
@@ -209,7 +209,7 @@ static void *worker_main(void *opaque)
     struct worker *worker = opaque;
     struct pool *pool = worker->pool;
     pthread_setname_np(pthread_self(), "aiodisk-worker");
-    wait_for_turns();
+    schedule_as_batch();
 
     pool_lock(pool);
     worker->thread = pthread_self();

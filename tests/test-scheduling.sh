@@ -12,13 +12,10 @@ OTHER, RR, BATCH = 0, 2, 3  # sched(7)
 h = nbd.NBD()
 h.connect_uri(uri)
 
-def policies():
-    """Of all threads: field 41 of /proc/PID/stat, counted behind the name in brackets."""
-    return [int(open(path).read().rpartition(")")[2].split()[38]) for path in glob.glob(f"/proc/{pid}/task/*/stat")]
-
-def of_workers():
+def policies(name=""):
+    """Of all threads, or of those of that name: field 41 of /proc/PID/stat, counted behind the name in brackets."""
     stats = [open(path).read() for path in glob.glob(f"/proc/{pid}/task/*/stat")]
-    return {int(stat.rpartition(")")[2].split()[38]) for stat in stats if "(aiodisk-worker)" in stat}
+    return [int(stat.rpartition(")")[2].split()[38]) for stat in stats if f"({name}" in stat]
 
 def only(policy):
     assert set(policies()) == {policy}, policies()
@@ -62,10 +59,10 @@ elif case == "direct":
     until(12, 16, lambda: one_by_one(10))
 elif case == "workers":
     at_once(h.aio_pread)
-    assert of_workers() == {BATCH}, of_workers()
+    assert set(policies("aiodisk-worker")) == {BATCH}, policies()
 elif case == "chosen":
     at_once(h.aio_pread, 50)
-    assert of_workers() == {RR}, of_workers()
+    assert set(policies("aiodisk-worker")) == {RR}, policies()
     only(RR)
 h.shutdown()
 P
