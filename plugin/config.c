@@ -17,7 +17,7 @@
 
 #include "backends/backend.h"
 #include "plugin/config.h"
-#include "plugin/source.h"
+#include "plugin/exports.h"
 
 #define DEFAULT_MAX_THREADS 64u
 #define DEFAULT_QUEUE_DEPTH 128u

@@ -3,7 +3,7 @@
  *
  * Runs on any thread that nbdkit called us on.
  */
-#include "plugin/log.h"
+#include "plugin/disk/log.h"
 
 #include <stdarg.h>
 

@@ -18,15 +18,15 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "plugin/bounce.h"
+#include "plugin/disk/bounce.h"
 #include "plugin/config.h"
-#include "plugin/engine.h"
-#include "plugin/extents.h"
-#include "plugin/image.h"
-#include "plugin/log.h"
-#include "plugin/schedule.h"
-#include "plugin/transfer.h"
-#include "plugin/zero.h"
+#include "plugin/runtime.h"
+#include "plugin/disk/extents.h"
+#include "plugin/disk/image.h"
+#include "plugin/disk/log.h"
+#include "plugin/thread-policy.h"
+#include "plugin/disk/transfer.h"
+#include "plugin/disk/zero.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The range lock.  See range.h.
+ *
+ * Runs on the requests' threads.  While no exclusive request is about, acquiring looks at nobody else:
+ * a list insertion and no more.
+ */
+#include <assert.h>
+#include <stddef.h>
+
+#include "plugin/disk/range-lock.h"
+
+void range_lock_init(struct range_lock *ranges)
+{
+    pthread_mutex_init(&ranges->lock, NULL);
+    ranges->first = ranges->last = NULL;
+    ranges->exclusive = 0;
+}
+
+void range_lock_destroy(struct range_lock *ranges)
+{
+    assert(!ranges->first && ranges->exclusive == 0);
+    pthread_mutex_destroy(&ranges->lock);
+}
+
+/* Is there an older one that this one has to wait for? */
+static bool is_blocked(const struct range *range)
+{
+    for (const struct range *other = range->prev; other; other = other->prev) {
+        if ((range->exclusive || other->exclusive) && range->start < other->end && other->start < range->end)
+            return true;
+    }
+    return false;
+}
+
+void range_acquire(struct range_lock *ranges, struct range *range)
+{
+    assert(range->start < range->end);
+    pthread_mutex_lock(&ranges->lock);
+    range->next = NULL;
+    range->prev = ranges->last;
+    if (ranges->last)
+        ranges->last->next = range;
+    else
+        ranges->first = range;
+    ranges->last = range;
+    ranges->exclusive += range->exclusive;
+
+    range->waiting = ranges->exclusive > 0 && is_blocked(range);
+    if (range->waiting) {
+        pthread_cond_init(&range->cond, NULL);
+        while (range->waiting)
+            pthread_cond_wait(&range->cond, &ranges->lock);
+        pthread_cond_destroy(&range->cond);
+    }
+    pthread_mutex_unlock(&ranges->lock);
+}
+
+void range_release(struct range_lock *ranges, struct range *range)
+{
+    pthread_mutex_lock(&ranges->lock);
+    /* Counted before it leaves: if this is the only exclusive one, shared ones may wait for it. */
+    bool somebody_may_wait = ranges->exclusive > 0;
+    struct range *younger = range->next;
+
+    if (range->prev)
+        range->prev->next = range->next;
+    else
+        ranges->first = range->next;
+    if (range->next)
+        range->next->prev = range->prev;
+    else
+        ranges->last = range->prev;
+    ranges->exclusive -= range->exclusive;
+
+    /* Only a younger one can have waited for this one. */
+    for (; somebody_may_wait && younger; younger = younger->next) {
+        if (younger->waiting && !is_blocked(younger)) {
+            younger->waiting = false;
+            pthread_cond_signal(&younger->cond);
+        }
+    }
+    pthread_mutex_unlock(&ranges->lock);
+}

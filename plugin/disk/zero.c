@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Zero, fast zero and trim: ladders of ways to do it, the best first.
+ *
+ * What a filesystem or device does not have at all (-EOPNOTSUPP) is remembered for the image; -EINVAL is taken as
+ * "not this range", and only steps down.  Unaligned ends are written by hand, and left alone by a trim.
+ *
+ * Runs on the requests' threads.  Never changes a file's size, and a zero without ZERO_MAY_TRIM never leaves a hole
+ * behind when it returns 0.
+ */
+#include <errno.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+
+#include "plugin/disk/image.h"
+#include "plugin/disk/transfer.h"
+#include "plugin/disk/zero.h"
+
+/* One call to the kernel covers at most this much, so that it does not keep its slot for minutes where
+ * the kernel ends up writing zeros.
+ */
+#define STEP_BYTES ((uint64_t)128 << 20)
+
+#define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+#define ZERO_RANGE (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+#define ALLOCATE FALLOC_FL_KEEP_SIZE
+
+/* "Not this way": the next one is to be tried. */
+static bool steps_down(int r)
+{
+    return r == -EOPNOTSUPP || r == -EINVAL || r == -EBUSY;
+}
+
+/* One fallocate(2) on a file at a time.  The kernel takes the inode's lock for it alone, so several gain nothing; but those that
+ * wait for that lock stand before every read and write that comes after them.
+ */
+static int run_alone(struct image *image, struct request *request)
+{
+    pthread_mutex_lock(&image->fallocate_lock);
+    int r = backend_run(image->backend, request);
+    pthread_mutex_unlock(&image->fallocate_lock);
+    return r;
+}
+
+/* Tries one way on the range, unless it is known not to work; remembers what it learned. */
+static int try_way(struct image *image, _Atomic int *ability, enum request_op op, int mode, uint64_t length,
+                   uint64_t offset)
+{
+    struct request request = {
+        .op = op,
+        .fd = image->fd,
+        .mode = mode,
+        .offset = offset,
+        .length = length,
+    };
+
+    if (atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_NO)
+        return -EOPNOTSUPP;
+    int r = image->key.block ? backend_run(image->backend, &request) : run_alone(image, &request);
+    if (r == -ENOTTY || r == -ENOSYS || r == -ENODEV)
+        r = -EOPNOTSUPP;
+    if (r == 0)
+        atomic_store_explicit(ability, ABILITY_YES, memory_order_relaxed);
+    else if (r == -EOPNOTSUPP)
+        atomic_store_explicit(ability, ABILITY_NO, memory_order_relaxed);
+    return r;
+}
+
+static bool is_unknown(_Atomic int *ability)
+{
+    return atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_UNKNOWN;
+}
+
+static int punch(struct image *image, uint64_t length, uint64_t offset)
+{
+    return try_way(image, &image->can_punch, REQUEST_FALLOCATE, PUNCH, length, offset);
+}
+
+static int zero_range(struct image *image, uint64_t length, uint64_t offset)
+{
+    return try_way(image, &image->can_zero_range, REQUEST_FALLOCATE, ZERO_RANGE, length, offset);
+}
+
+static int allocate(struct image *image, uint64_t length, uint64_t offset)
+{
+    return try_way(image, &image->can_allocate, REQUEST_FALLOCATE, ALLOCATE, length, offset);
+}
+
+/* A hole, filled with blocks that read as zeros.  A fast zero must not fail with the hole made, so it finds
+ * out first whether the second half works; allocating alone changes no byte.
+ */
+static int punch_and_allocate(struct image *image, uint64_t length, uint64_t offset, bool fast)
+{
+    int r = 0;
+
+    if (fast && atomic_load_explicit(&image->can_allocate, memory_order_relaxed) != ABILITY_YES)
+        r = allocate(image, length, offset);
+    if (r == 0)
+        r = punch(image, length, offset);
+    if (r == 0)
+        r = allocate(image, length, offset);
+    return r;
+}
+
+static int zero_file_step(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+{
+    int r = -EOPNOTSUPP;
+
+    if (flags & ZERO_MAY_TRIM)
+        r = punch(image, length, offset);
+    if (steps_down(r))
+        r = zero_range(image, length, offset);
+    if (steps_down(r) && !(flags & ZERO_MAY_TRIM))
+        r = punch_and_allocate(image, length, offset, flags & ZERO_FAST);
+    return r;
+}
+
+static int zero_device_step(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+{
+    int r = -EOPNOTSUPP;
+
+    /* On a block device this is the one way that never ends in zeros written by the kernel.  It drops the pages of the range
+     * from the page cache before it finds out that the device cannot: until that is known, nothing in them may be unwritten.
+     */
+    if (flags & ZERO_MAY_TRIM) {
+        r = is_unknown(&image->can_punch) ? flush_image(image) : 0;
+        if (r == 0)
+            r = punch(image, length, offset);
+    }
+    if (flags & ZERO_FAST)
+        return r;
+    if (steps_down(r))
+        r = zero_range(image, length, offset);
+    if (steps_down(r))
+        r = try_way(image, &image->can_zeroout, REQUEST_ZEROOUT, 0, length, offset);
+    return r;
+}
+
+/* The range in whole units: [*start, *end).  The end of the disk counts as the end of a unit. */
+static void whole_units(const struct image *image, uint64_t length, uint64_t offset, uint64_t *start, uint64_t *end)
+{
+    uint64_t unit = image->key.block && image->granule < image->sector ? image->sector : image->granule;
+
+    *start = align_up(offset, unit);
+    *end = offset + length;
+    if (image->key.block || *end != atomic_load_explicit(&image->size, memory_order_relaxed))
+        *end = align_down(*end, unit);
+    if (*end < *start)
+        *end = *start = offset;
+}
+
+/* Under the range lock. */
+static int zero_locked(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+{
+    uint64_t start, end;
+    int r = 0;
+
+    whole_units(image, length, offset, &start, &end);
+    if ((flags & ZERO_FAST) && (start != offset || end != offset + length))
+        return -EOPNOTSUPP;
+    if (start > offset)
+        r = transfer_write_zeros(image, start - offset, offset);
+    if (r == 0 && end < offset + length)
+        r = transfer_write_zeros(image, offset + length - end, end);
+
+    while (r == 0 && start < end) {
+        uint64_t step = end - start < STEP_BYTES ? end - start : STEP_BYTES;
+
+        r = image->key.block ? zero_device_step(image, step, start, flags) : zero_file_step(image, step, start, flags);
+        if (steps_down(r)) {
+            if (flags & ZERO_FAST)
+                return -EOPNOTSUPP;
+            r = transfer_write_zeros(image, step, start);
+        }
+        start += step;
+    }
+    return r;
+}
+
+/* Beyond the end of a block device that has shrunk fallocate(2) does what it can and says ok (seen). */
+static int check_device_end(const struct image *image, uint64_t end)
+{
+    int64_t size = image->key.block ? image_measure(image) : INT64_MAX;
+
+    if (size < 0)
+        return (int)size;
+    return end <= (uint64_t)size ? 0 : -ENOSPC;
+}
+
+int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+{
+    struct range range;
+
+    if (length == 0)
+        return 0;
+    int r = flags & ZERO_FUA ? flush_health(image) : 0;
+    if (r == 0)
+        r = image_before_write(image, offset + length);
+    if (r == 0)
+        r = check_device_end(image, offset + length);
+    if (r < 0)
+        return r;
+    transfer_lock(image, &range, length, offset);
+    r = zero_locked(image, length, offset, flags);
+    image_after_write(image);
+    transfer_unlock(image, &range);
+    if (r == 0 && (flags & ZERO_FUA))
+        r = flush_image(image);
+    /* Anything else than a fast zero must not say this: nbdkit 1.32 would fall back to writing, and go wrong. */
+    return r == -EOPNOTSUPP && !(flags & ZERO_FAST) ? -EIO : r;
+}
+
+/* Under the range lock. */
+static int trim_locked(struct image *image, uint64_t start, uint64_t end)
+{
+    int r = 0;
+
+    while (r == 0 && start < end) {
+        uint64_t step = end - start < STEP_BYTES ? end - start : STEP_BYTES;
+
+        r = image->key.block ? try_way(image, &image->can_discard, REQUEST_DISCARD, 0, step, start) :
+                               punch(image, step, start);
+        /* A trim is a hint. */
+        if (steps_down(r))
+            return 0;
+        start += step;
+    }
+    return r;
+}
+
+int trim_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+{
+    struct range range;
+    uint64_t start, end;
+
+    int r = flags & ZERO_FUA ? flush_health(image) : 0;
+    if (r == 0)
+        r = image_before_write(image, offset + length);
+    if (r < 0)
+        return r;
+    if (length > 0) {
+        transfer_lock(image, &range, length, offset);
+        whole_units(image, length, offset, &start, &end);
+        r = trim_locked(image, start, end);
+        image_after_write(image);
+        transfer_unlock(image, &range);
+    }
+    if (r == 0 && (flags & ZERO_FUA))
+        r = flush_image(image);
+    return r;
+}

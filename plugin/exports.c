@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Finding and pinning what is to be served.  See source.h.
+ *
+ * Runs on nbdkit's threads, at start and when a client connects.  Never opens for I/O anything whose type it
+ * has not judged.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "plugin/exports.h"
+
+static int fail(char *why, int err, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static int fail(char *why, int err, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(why, SOURCE_ERROR_SIZE, format, args);
+    va_end(args);
+    return err;
+}
+
+int source_reopen(int fd, int flags)
+{
+    char path[32];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int new_fd = open(path, flags | O_CLOEXEC);
+    return new_fd < 0 ? -errno : new_fd;
+}
+
+/* The reason why this kind of file is not served, or NULL. */
+static const char *refusal(mode_t mode)
+{
+    switch (mode & S_IFMT) {
+    case S_IFREG:
+    case S_IFBLK:
+        return NULL;
+    case S_IFDIR:
+        return "is a directory";
+    case S_IFIFO:
+        return "is a FIFO";
+    case S_IFCHR:
+        return "is a character device";
+    case S_IFSOCK:
+        return "is a socket";
+    case S_IFLNK:
+        return "is a symbolic link";
+    default:
+        return "is of an unknown type";
+    }
+}
+
+/* Keeps path_fd if it is something to serve, else closes it. */
+static int judge(int path_fd, const char *name, char *why)
+{
+    struct stat st;
+
+    if (fstat(path_fd, &st) < 0) {
+        int err = -errno;
+        close(path_fd);
+        return fail(why, err, "%s: %s", name, strerror(-err));
+    }
+    const char *reason = refusal(st.st_mode);
+    if (reason) {
+        close(path_fd);
+        return fail(why, -EINVAL, "%s: %s; only regular files and block devices can be served", name, reason);
+    }
+    return path_fd;
+}
+
+int source_open_file(const char *path, char why[SOURCE_ERROR_SIZE])
+{
+    int path_fd = open(path, O_PATH | O_CLOEXEC);
+    if (path_fd < 0)
+        return fail(why, -errno, "%s: %s", path, strerror(errno));
+    return judge(path_fd, path, why);
+}
+
+int source_check_file(const char *path, char why[SOURCE_ERROR_SIZE])
+{
+    int path_fd = source_open_file(path, why);
+    if (path_fd < 0)
+        return path_fd;
+    int fd = source_reopen(path_fd, O_RDONLY);
+    close(path_fd);
+    if (fd < 0)
+        return fail(why, fd, "%s: cannot be read: %s", path, strerror(-fd));
+    close(fd);
+    return 0;
+}
+
+int source_check_fd(int fd, char why[SOURCE_ERROR_SIZE])
+{
+    struct stat st;
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags < 0 || fstat(fd, &st) < 0)
+        return fail(why, -errno, "fd=%d: %s", fd, strerror(errno));
+    const char *reason = refusal(st.st_mode);
+    if (reason)
+        return fail(why, -EINVAL, "fd=%d: %s; only regular files and block devices can be served", fd, reason);
+    if (flags & O_PATH)
+        return fail(why, -EBADF, "fd=%d: was opened with O_PATH, so it cannot be read", fd);
+    if ((flags & O_ACCMODE) == O_WRONLY)
+        return fail(why, -EBADF, "fd=%d: was opened for writing only, so it cannot be read", fd);
+    return 0;
+}
+
+bool source_is_directory(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+int source_check_directory(const char *path, char why[SOURCE_ERROR_SIZE])
+{
+    DIR *dir = opendir(path);
+
+    if (!dir)
+        return fail(why, -errno, "%s: cannot be read as a directory: %s", path, strerror(errno));
+    closedir(dir);
+    return 0;
+}
+
+/* An O_PATH descriptor of `name`, which has no slash, below dir_fd; symbolic links may not lead out of it. */
+static int open_beneath(int dir_fd, const char *name)
+{
+    struct open_how how = {
+        .flags = O_PATH | O_CLOEXEC,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
+    };
+    int fd;
+
+    /* openat2(2): EAGAIN when something was renamed meanwhile and the kernel could not be sure. */
+    do {
+        fd = syscall(SYS_openat2, dir_fd, name, &how, sizeof how);
+    } while (fd < 0 && (errno == EAGAIN || errno == EINTR));
+    if (fd >= 0)
+        return fd;
+    /* Old kernels, and seccomp filters that do not know it: then no symbolic link is followed. */
+    if (errno == ENOSYS || errno == EPERM)
+        fd = openat(dir_fd, name, O_PATH | O_CLOEXEC | O_NOFOLLOW);
+    return fd < 0 ? -errno : fd;
+}
+
+static bool name_is_one_component(const char *name)
+{
+    return name[0] != '\0' && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 && !strchr(name, '/');
+}
+
+int source_open_export(const char *directory, const char *name, char why[SOURCE_ERROR_SIZE])
+{
+    if (name[0] == '\0')
+        return fail(why, -ENOENT, "%s: the client named no export; each file in it is one", directory);
+    if (!name_is_one_component(name))
+        return fail(why, -ENOENT, "%s: no export '%s': only what lies in the directory itself is one", directory, name);
+
+    int dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (dir_fd < 0)
+        return fail(why, -errno, "%s: %s", directory, strerror(errno));
+    int path_fd = open_beneath(dir_fd, name);
+    close(dir_fd);
+    if (path_fd < 0)
+        return fail(why, path_fd, "%s: no export '%s': %s", directory, name,
+                    path_fd == -EXDEV ? "its symbolic link leads out of the directory" : strerror(-path_fd));
+    return judge(path_fd, name, why);
+}
+
+int source_list_exports(const char *directory, int (*add)(void *opaque, const char *name, const struct stat *st),
+                        void *opaque, char why[SOURCE_ERROR_SIZE])
+{
+    int r = 0;
+    DIR *dir = opendir(directory);
+
+    if (!dir)
+        return fail(why, -errno, "%s: %s", directory, strerror(errno));
+    while (r == 0) {
+        struct stat st;
+
+        errno = 0;
+        struct dirent *entry = readdir(dir);
+        if (!entry) {
+            if (errno)
+                r = fail(why, -errno, "%s: %s", directory, strerror(errno));
+            break;
+        }
+        if (!name_is_one_component(entry->d_name))
+            continue;
+        int path_fd = open_beneath(dirfd(dir), entry->d_name);
+        if (path_fd < 0)
+            continue;
+        if (fstat(path_fd, &st) == 0 && !refusal(st.st_mode))
+            r = add(opaque, entry->d_name, &st);
+        close(path_fd);
+    }
+    closedir(dir);
+    return r;
+}

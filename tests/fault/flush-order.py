@@ -1,0 +1,121 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""Writes and flushes on two connections at once, and looks into the order log of the disk below.
+
+usage: flush-order.py URI LOG
+For each flush that was answered: every write that had been answered before it was sent must be in the log, and behind it a
+flush, and all that in the part of the log that was there when the answer came.
+"""
+import os
+import struct
+import sys
+
+import nbd
+
+uri, log_path = sys.argv[1:]
+BLOCK = 4096
+ROUNDS = 150
+WRITES = 6  # in flight together, with the flushes of the round before
+
+handles = []
+for _ in range(2):
+    h = nbd.NBD()
+    h.connect_uri(uri)
+    handles.append(h)
+
+answered = []  # writes: (number, block)
+flushes = []  # (how many of `answered` it has to cover, length of the log when it was answered)
+outstanding = 0
+
+
+def write(handle, number):
+    global outstanding
+    block = number  # each block once: so it is found in the log
+    data = nbd.Buffer.from_bytearray(bytearray(struct.pack("<Q", number + 1) * (BLOCK // 8)))
+
+    def done(error):
+        global outstanding
+        assert error.value == 0, os.strerror(error.value)
+        answered.append((number, block))
+        outstanding -= 1
+        return 1
+
+    handle.aio_pwrite(data, block * BLOCK, done, nbd.CMD_FLAG_FUA if number % 11 == 0 else 0)
+    outstanding += 1
+
+
+def flush(handle):
+    global outstanding
+    covers = len(answered)
+
+    def done(error):
+        global outstanding
+        assert error.value == 0, os.strerror(error.value)
+        flushes.append((covers, os.path.getsize(log_path)))
+        outstanding -= 1
+        return 1
+
+    handle.aio_flush(done)
+    outstanding += 1
+
+
+def poll(limit):
+    while outstanding > limit:
+        for handle in handles:
+            if handle.aio_in_flight() > 0:
+                handle.poll(1)
+
+
+number = 0
+for _ in range(ROUNDS):
+    for i in range(WRITES):
+        write(handles[i % 2], number)
+        number += 1
+    # Some of them have been answered by now, and not all.
+    poll(WRITES // 2)
+    for handle in handles:
+        flush(handle)
+    poll(WRITES)
+poll(0)
+for handle in handles:
+    handle.shutdown()
+
+
+def read_log():
+    """Where each block's write and each flush stands in the log: offsets of the ends of their entries."""
+    writes, ends = {}, []
+    with open(log_path, "rb") as log:
+        magic, _, _, sector = struct.unpack("<QQQI", log.read(28))
+        assert magic == 0x6A736677736872, "not a log of writes"
+        size = os.path.getsize(log_path)
+        position = sector
+        while position + 32 <= size:
+            log.seek(position)
+            first, count, flags, length = struct.unpack("<QQQQ", log.read(32))
+            if count == 0 and flags == 0:
+                break
+            data = position + sector
+            end = data if flags & 4 else data + count * sector  # a discard has no data
+            if flags & 1:
+                ends.append(end)
+            if count and not flags & 4:
+                for i in range(count * sector // BLOCK):
+                    log.seek(data + i * BLOCK)
+                    value = struct.unpack("<Q", log.read(8))[0]
+                    if value:
+                        writes.setdefault(value - 1, end)
+            position = end
+    return writes, ends
+
+
+writes, ends = read_log()
+assert len(ends) > 1, "the disk has seen no flush"
+checked = 0
+for covers, length in flushes:
+    known = [end for end in ends if end <= length]
+    for number, _ in answered[:covers]:
+        assert number in writes, f"write {number} never reached the disk"
+        assert any(end > writes[number] for end in known), \
+            f"a flush was answered before write {number} and a flush behind it had reached the disk"
+        checked += 1
+print(f"{len(flushes)} flushes answered, {len(ends)} seen by the disk, {checked} times a write had to be before one")

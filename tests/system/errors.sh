@@ -1,0 +1,63 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# What cannot be served is refused with one line that names it, and exit status 1, before any client connects.
+. "$(dirname "$0")/../lib/functions.sh"
+cd "$dir"
+truncate -s 1M disk.img
+mkfifo fifo
+mkdir folder
+touch empty.img
+
+# refused PATTERN ARGUMENTS...
+refused() {
+    local pattern=$1 status=0
+    shift
+    timeout 20 nbdkit -f -U "$dir/s.sock" "$plugin" "$@" 2>err --run true || status=$?
+    [ $status = 1 ] || { cat err; fail "exit status $status for: $*"; }
+    [ "$(grep -c . err)" = 1 ] || { cat err; fail "not one line for: $*"; }
+    grep -q -- "$pattern" err || { cat err; fail "no '$pattern' for: $*"; }
+    [ ! -e "$dir/s.sock" ] || rm "$dir/s.sock"
+    cat err
+}
+refused 'file: missing'
+refused 'missing.img: No such file' missing.img
+refused 'file=: .*empty' file=
+refused 'fifo: is a FIFO' fifo
+refused '/dev/null: is a character device' /dev/null
+refused 'folder/none: cannot be read as a directory: No such file' dir=folder/none
+refused 'disk.img: cannot be read as a directory' dir=disk.img
+refused 'colour=red: unknown parameter' disk.img colour=red
+refused 'cache=fast: unknown value; allowed are: default, none' disk.img cache=fast
+refused 'backend=magic: unknown value' disk.img backend=magic
+refused 'dispatch=never: unknown value' disk.img dispatch=never
+refused 'locking=maybe: unknown value' disk.img locking=maybe
+refused 'max-threads=0: out of range; allowed is 1 to 4096' disk.img max-threads=0
+refused 'max-threads=4097: out of range' disk.img max-threads=4097
+refused 'max-threads=99999999999999999999: out of range' disk.img max-threads=99999999999999999999
+refused 'max-threads=many: not a number' disk.img max-threads=many
+refused 'max-threads=: not a number' disk.img max-threads=
+refused 'max-threads=-1: not a number' disk.img max-threads=-1
+refused 'max-threads=8k: not a number' disk.img max-threads=8k
+refused 'queue-depth=0: out of range' disk.img queue-depth=0
+refused 'min-threads=9: more than max-threads=8' disk.img max-threads=8 min-threads=9
+refused 'dispatch=pool: needs backend=threads' disk.img dispatch=pool backend=io_uring
+refused 'only one of file=, dir= and fd=' disk.img dir=folder
+refused 'only one of file=, dir= and fd=' disk.img file=disk.img
+refused 'fd=77: Bad file descriptor' fd=77
+refused 'fd=1: out of range' fd=1
+refused 'fd=3: is a FIFO' fd=3 3<>fifo
+refused 'fd=3: was opened for writing only' fd=3 3>>disk.img
+
+say "not readable"
+need_root "another user"
+chmod 0 disk.img
+chmod 755 "$dir"
+cp "$plugin" plugin.so
+status=0
+setpriv --reuid=nobody --clear-groups nbdkit -f -U - ./plugin.so disk.img --run true 2>err || status=$?
+[ $status = 1 ] && [ "$(grep -c . err)" = 1 ] && grep -q 'disk.img: cannot be read: Permission denied' err ||
+    { cat err; fail "an unreadable file: status $status"; }
+
+say "an empty file is a disk of 0 bytes"
+[ "$(nbdkit -U - "$plugin" empty.img --run 'nbdinfo --size "$uri"')" = 0 ] || fail "an empty file"
+nbdkit -U - "$plugin" empty.img cache=none --run 'nbdcopy "$uri" null:'

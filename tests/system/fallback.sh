@@ -1,0 +1,158 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# Where a ring is not to be had, or not all of it: backend=auto serves, a backend named is an error that says why, and
+# --dump-plugin lists what works.  Each obstacle is the real one: seccomp, descriptors, memory that may not be locked.
+# Where it is to be had, it is the ring that carries the data: strace tells.
+. "$(dirname "$0")/../lib/functions.sh"
+: "${AIODISK_DENY:?is not set: run this through meson test, or set it to deny-syscalls}"
+
+truncate -s 16M "$dir/disk.img"
+cat >"$dir/use.py" <<'P'
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+data = os.urandom(1 << 20)
+for offset in (0, 5 << 20, (9 << 20) + 512):
+    h.pwrite(data, offset)
+    assert h.pread(len(data), offset) == data
+h.zero(4096, 0)
+h.trim(65536, 65536)
+h.pwrite(data, 1 << 20, nbd.CMD_FLAG_FUA)
+h.flush()
+assert h.pread(4096, 0) == bytes(4096)
+assert h.pread(len(data), 1 << 20) == data
+h.shutdown()
+P
+use() { "$python" "$dir/use.py" "$uri"; }
+
+EPERM=1 EAGAIN=11 ENOMEM=12 ENOSYS=38
+
+# serves WHY PARAMETERS...: with ${nbdkit[@]}.
+serves() {
+    say "$1"
+    shift
+    start server "$dir/disk.img" "$@"
+    use
+    stop
+}
+
+# refuses WHY PATTERN PARAMETERS...: one line that names the backend and the reason, status 1.
+refuses() {
+    local why=$1 pattern=$2 status=0
+    shift 2
+    say "$why"
+    timeout 20 "${nbdkit[@]}" -f -U "$dir/refused.sock" "$plugin" "$dir/disk.img" "$@" 2>"$dir/refused.log" || status=$?
+    [ $status = 1 ] || { cat "$dir/refused.log"; fail "$why: status $status"; }
+    grep -q "$pattern" "$dir/refused.log" || { cat "$dir/refused.log"; fail "$why: no line says $pattern"; }
+}
+
+# lists BACKENDS: what --dump-plugin says, with ${nbdkit[@]}.
+lists() {
+    local got
+    got=$("${nbdkit[@]}" --dump-plugin "$plugin" | sed -n 's/^aiodisk_backends=//p')
+    [ "$got" = "$1" ] || fail "--dump-plugin lists '$got', not '$1'"
+}
+
+nbdkit=(nbdkit)
+lists "threads io_uring libaio"
+say "what was chosen, and why not the others; what a named one cannot do"
+start auto "$dir/disk.img"
+stop
+grep -q "backend threads, chosen by auto: measured fastest.*io_uring: measured slower.*libaio: measured slower" "$log" ||
+    fail "no line says why"
+start libaio "$dir/disk.img" backend=libaio
+stop
+grep -q "error: backend=libaio is asynchronous only with cache=none" "$log" || fail "no warning that libaio has nothing to do"
+start libaio "$dir/disk.img" backend=libaio cache=none
+stop
+! grep -q "asynchronous only" "$log" || fail "warned without need"
+
+for cache in default none; do
+    for error in $EPERM $ENOSYS $ENOMEM $EAGAIN; do
+        nbdkit=("$AIODISK_DENY" $error io_uring_setup -- nbdkit)
+        lists "threads libaio"
+        serves "io_uring_setup fails with $error: auto, cache=$cache" cache=$cache
+        refuses "io_uring_setup fails with $error: io_uring" "backend=io_uring does not work here" backend=io_uring cache=$cache
+        nbdkit=("$AIODISK_DENY" $error io_setup -- nbdkit)
+        lists "threads io_uring"
+        serves "io_setup fails with $error: auto, cache=$cache" cache=$cache
+        refuses "io_setup fails with $error: libaio" "backend=libaio does not work here" backend=libaio cache=$cache
+    done
+    nbdkit=("$AIODISK_DENY" $ENOSYS io_uring_setup io_setup -- nbdkit)
+    lists "threads"
+    serves "neither ring: auto, cache=$cache" cache=$cache
+    # A ring that can be made and then does not work: the proof at open finds it.
+    nbdkit=("$AIODISK_DENY" $EPERM io_getevents -- nbdkit)
+    lists "threads io_uring"
+    refuses "io_getevents denied" "backend=libaio does not work here: Operation not permitted" backend=libaio cache=$cache
+    nbdkit=("$AIODISK_DENY" $EPERM io_uring_enter -- nbdkit)
+    refuses "io_uring_enter denied" "backend=io_uring does not work here" backend=io_uring cache=$cache
+    nbdkit=("$AIODISK_DENY" $ENOSYS pwritev2 preadv2 -- nbdkit)
+    serves "neither RWF_NOWAIT nor RWF_DSYNC, cache=$cache" cache=$cache
+    nbdkit=("$AIODISK_DENY" 95 fallocate -- nbdkit)
+    serves "no fallocate, cache=$cache" cache=$cache
+done
+
+say "descriptors run out while the ring is made"
+found=
+for limit in 9 10 11 12 13 14 15 16; do
+    nbdkit=(prlimit --nofile=$limit nbdkit)
+    status=0
+    timeout 20 "${nbdkit[@]}" -f -U "$dir/few.sock" --run true "$plugin" "$dir/disk.img" backend=io_uring \
+        2>"$dir/few.log" || status=$?
+    [ $status -le 1 ] || { cat "$dir/few.log"; fail "with $limit descriptors: status $status"; }
+    if grep -q "Too many open files" "$dir/few.log"; then found=$limit; fi
+done
+[ -n "$found" ] || fail "no limit led to EMFILE"
+
+if [ "$(id -u)" = 0 ]; then
+    chmod 755 "$dir"
+    chmod 666 "$dir/disk.img"
+    cp "$plugin" "$dir/plugin.so"
+    mkdir "$dir/nobody"
+    chmod 777 "$dir/nobody"
+fi
+# as_nobody MEMLOCK-BYTES BACKEND: serves and uses the disk.
+as_nobody() {
+    local socket=$dir/nobody/$2-$1.sock
+    timeout 60 setpriv --reuid=nobody --regid=nogroup --clear-groups prlimit --memlock="$1" \
+        nbdkit -f -U "$socket" "$dir/plugin.so" "$dir/disk.img" backend="$2" cache=none \
+        --run "$python $dir/use.py 'nbd+unix:///?socket=$socket'"
+}
+if [ "$(id -u)" = 0 ]; then
+    for backend in io_uring libaio auto; do
+        say "nobody may lock 64 KiB of memory: $backend"
+        as_nobody 65536 $backend || fail "not served"
+    done
+    for backend in libaio auto; do
+        say "nobody may lock no memory: $backend"
+        as_nobody 0 $backend || fail "not served"
+    done
+    say "nobody may lock no memory: io_uring"
+    ! as_nobody 0 io_uring 2>"$dir/memlock.log" || fail "served, although the kernel charges the ring's memory"
+    grep -q "backend=io_uring does not work here: Cannot allocate memory" "$dir/memlock.log" || fail "$(cat "$dir/memlock.log")"
+fi
+
+# traced BACKEND SYSCALL: the data go through that call, and through no blocking one.
+traced() {
+    say "strace: backend=$1 carries its data by $2"
+    nbdkit=(strace -f -qq -o "$dir/trace" -e trace="$2,pread64,preadv,preadv2,pwrite64,pwritev,pwritev2" nbdkit)
+    start traced "$dir/disk.img" backend="$1" cache=none
+    "$python" - "$uri" <<'P'
+import nbd, os, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+for i in range(100):
+    h.pwrite(os.urandom(4096), i * 4096)
+    h.pread(4096, i * 4096)
+h.shutdown()
+P
+    kill -TERM "$(cat "$dir/traced.pid")"
+    wait "$pid" || fail "nbdkit ended badly under strace"
+    [ "$(grep -c "$2(" "$dir/trace")" -ge 200 ] || fail "fewer than 200 calls of $2"
+    # A few are not for the client: the dynamic loader's, and the one that proves the alignment when the disk is opened.
+    grep -E 'p(read|write)(64|v2?)\(' "$dir/trace" >"$dir/blocking" || true
+    [ "$(wc -l <"$dir/blocking")" -lt 20 ] || { cat "$dir/blocking"; fail "blocking calls carried data"; }
+}
+traced io_uring io_uring_enter
+traced libaio io_submit

@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* One suite over every backend: the same cases, with the names from backend.c's table, so a new backend gets them by being there.
+ *
+ * Data are checked against a model while many requests overlap; the kernel's side is disturbed where it meets ours:
+ * short transfers, -EINTR, -EAGAIN, partial submissions, a ring that cannot be made.
+ */
+#include <dirent.h>
+#include <fcntl.h>
+#include <libaio.h>
+#include <liburing.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "backends/backend.h"
+#include "backends/ring.h"
+#include "tests/lib/pool-test.h"
+
+#define BLOCK 4096u
+#define FILE_SIZE (8u << 20)
+
+/* --- Disturbances: each test sets what it wants, set_up clears it --- */
+
+static struct {
+    _Atomic unsigned submit_every; /* every so manieth submission is disturbed; 0: none */
+    _Atomic int submit_error;      /* what it returns; 0: takes only a part of the batch */
+    _Atomic unsigned result_every; /* as above, for completions */
+    _Atomic int result_error;      /* what it becomes; 0: a short transfer */
+    _Atomic int setup_error;       /* what making a ring returns; 0: works */
+    _Atomic unsigned submissions, results; /* how many there were */
+} faults;
+
+static bool disturbed(_Atomic unsigned *count, unsigned every)
+{
+    return atomic_fetch_add(count, 1) % (every ? every : 1) == every - 1;
+}
+
+static bool submit_disturbed(void)
+{
+    return disturbed(&faults.submissions, atomic_load(&faults.submit_every));
+}
+
+/* An error of the kernel's instead of what it did (which is done again), or less than it did. */
+static int64_t disturb_result(int64_t result)
+{
+    if (result < 0 || !disturbed(&faults.results, atomic_load(&faults.result_every)))
+        return result;
+    if (atomic_load(&faults.result_error))
+        return atomic_load(&faults.result_error);
+    return result > (int64_t)BLOCK ? result / 2 / BLOCK * BLOCK : result;
+}
+
+/* From a blocking call other errors than EINTR are the disk's own answer. */
+static ssize_t disturb_call(ssize_t n)
+{
+    int64_t result = disturb_result(n);
+    if (result >= 0)
+        return result;
+    if (n >= 0 && result != -EINTR)
+        return n;
+    if (n >= 0)
+        errno = EINTR;
+    return -1;
+}
+
+ssize_t __real_preadv64(int fd, const struct iovec *iov, int count, off_t offset);
+ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int count, off_t offset);
+ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int count, off_t offset)
+{
+    return disturb_call(__real_preadv64(fd, iov, count, offset));
+}
+
+ssize_t __real_pwritev64(int fd, const struct iovec *iov, int count, off_t offset);
+ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int count, off_t offset);
+ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int count, off_t offset)
+{
+    return disturb_call(__real_pwritev64(fd, iov, count, offset));
+}
+
+void __real_ring_completed(struct ring *ring, struct request *request, int64_t result);
+void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result);
+void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result)
+{
+    __real_ring_completed(ring, request, disturb_result(result));
+}
+
+int __real_io_submit(io_context_t context, long count, struct iocb **iocbs);
+int __wrap_io_submit(io_context_t context, long count, struct iocb **iocbs);
+int __wrap_io_submit(io_context_t context, long count, struct iocb **iocbs)
+{
+    if (submit_disturbed()) {
+        if (atomic_load(&faults.submit_error))
+            return atomic_load(&faults.submit_error);
+        count = count > 1 ? count / 2 : count;
+    }
+    return __real_io_submit(context, count, iocbs);
+}
+
+int __real_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring)
+{
+    if (submit_disturbed() && atomic_load(&faults.submit_error))
+        return atomic_load(&faults.submit_error);
+    return __real_io_uring_submit(ring);
+}
+
+int __real_io_setup(int depth, io_context_t *context);
+int __wrap_io_setup(int depth, io_context_t *context);
+int __wrap_io_setup(int depth, io_context_t *context)
+{
+    int error = atomic_load(&faults.setup_error);
+    return error ? error : __real_io_setup(depth, context);
+}
+
+int __real_io_uring_queue_init_params(unsigned depth, struct io_uring *ring, struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring, struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring, struct io_uring_params *params)
+{
+    int error = atomic_load(&faults.setup_error);
+    return error ? error : __real_io_uring_queue_init_params(depth, ring, params);
+}
+
+/* --- A backend with its loop and pool, and a file --- */
+
+struct bench {
+    struct loop *loop;
+    struct pool *pool;
+    struct backend *backend;
+    int fd;
+    unsigned flags; /* of its reads and writes */
+    unsigned char *model;
+};
+
+static const char *name; /* of the backend under test */
+
+static void open_backend(struct bench *b, unsigned queue_depth, bool direct)
+{
+    struct pool_config pool = {.max_threads = 8, .helping = true};
+    char why[256];
+
+    memset(&faults, 0, sizeof faults);
+    memset(b, 0, sizeof *b);
+    CHECK(loop_new(&b->loop) == 0);
+    CHECK(pool_new(b->loop, &pool, &b->pool) == 0);
+    struct backend_config config = {
+        .loop = b->loop, .pool = b->pool, .queue_depth = queue_depth, .direct = direct, .try_cached = !direct};
+    CHECK(backend_open(name, &config, &b->backend, why, sizeof why) == 0);
+    const char *directory = getenv("TMPDIR");
+    char path[512];
+    snprintf(path, sizeof path, "%s/aiodisk-test.XXXXXX", directory ? directory : "/var/tmp");
+    int made = mkstemp(path);
+    CHECK(made >= 0);
+    CHECK(ftruncate(made, FILE_SIZE) == 0);
+    b->fd = open(path, O_RDWR | O_CLOEXEC | (direct ? O_DIRECT : 0));
+    CHECK(b->fd >= 0);
+    close(made);
+    unlink(path);
+    b->flags = direct ? 0 : REQUEST_PAGE_CACHE;
+    b->model = calloc(1, FILE_SIZE);
+    CHECK(b->model);
+}
+
+static void close_backend(struct bench *b)
+{
+    backend_close(b->backend);
+    pool_free(b->pool, POOL_DRAIN);
+    loop_free(b->loop);
+    close(b->fd);
+    free(b->model);
+}
+
+static unsigned char *blocks_new(unsigned count)
+{
+    void *p;
+    CHECK(posix_memalign(&p, BLOCK, (size_t)count * BLOCK) == 0);
+    return p;
+}
+
+static int transfer(struct bench *b, enum request_op op, unsigned flags, void *data, uint64_t length, uint64_t offset)
+{
+    /* In three pieces, where it is long enough: the continuation has to find its place in them. */
+    uint64_t piece = length / 3 / BLOCK * BLOCK;
+    struct iovec iov[3] = {{data, piece}, {(char *)data + piece, piece}, {(char *)data + 2 * piece, length - 2 * piece}};
+    struct request request = {.op = op, .flags = b->flags | flags, .fd = b->fd, .offset = offset, .length = length,
+                              .iov = piece ? iov : iov + 2, .iovcnt = piece ? 3 : 1};
+    int r = backend_run(b->backend, &request);
+    CHECK(r != 0 || request.transferred == length);
+    return r;
+}
+
+static int simple(struct bench *b, enum request_op op, int mode, uint64_t offset, uint64_t length)
+{
+    struct request request = {.op = op, .fd = b->fd, .mode = mode, .offset = offset, .length = length};
+    return backend_run(b->backend, &request);
+}
+
+/* --- Data against the model, from many threads at once: each has a part of the file of its own --- */
+
+#define WRITERS 16u
+#define PART (FILE_SIZE / WRITERS)
+
+struct writer {
+    struct bench *b;
+    unsigned index, operations;
+    pthread_t thread;
+};
+
+static void *write_and_read(void *opaque)
+{
+    struct writer *w = opaque;
+    struct bench *b = w->b;
+    unsigned seed = w->index + 1;
+    unsigned char *data = blocks_new(16);
+
+    for (unsigned i = 0; i < w->operations; i++) {
+        unsigned count = 1 + (unsigned)rand_r(&seed) % 16;
+        uint64_t offset = w->index * PART + (unsigned)rand_r(&seed) % (PART / BLOCK - count + 1) * BLOCK;
+        uint64_t length = (uint64_t)count * BLOCK;
+        switch (rand_r(&seed) % 5) {
+        case 0:
+            CHECK(simple(b, REQUEST_FDATASYNC, 0, 0, 0) == 0);
+            break;
+        case 1:
+            CHECK(simple(b, REQUEST_FALLOCATE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) == 0);
+            memset(b->model + offset, 0, length);
+            break;
+        case 2:
+        case 3:
+            for (uint64_t j = 0; j < length; j++)
+                data[j] = (unsigned char)rand_r(&seed);
+            memcpy(b->model + offset, data, length);
+            CHECK(transfer(b, REQUEST_WRITE, rand_r(&seed) % 8 ? 0 : REQUEST_FUA, data, length, offset) == 0);
+            break;
+        default:
+            memset(data, 0xee, length);
+            CHECK(transfer(b, REQUEST_READ, 0, data, length, offset) == 0);
+            CHECK(memcmp(data, b->model + offset, length) == 0);
+            break;
+        }
+    }
+    free(data);
+    return NULL;
+}
+
+static void check_data(struct bench *b, unsigned operations)
+{
+    struct writer writers[WRITERS];
+    unsigned char *data = blocks_new(PART / BLOCK);
+
+    for (unsigned i = 0; i < WRITERS; i++) {
+        writers[i] = (struct writer){.b = b, .index = i, .operations = ROUNDS(operations)};
+        CHECK(pthread_create(&writers[i].thread, NULL, write_and_read, &writers[i]) == 0);
+    }
+    for (unsigned i = 0; i < WRITERS; i++)
+        pthread_join(writers[i].thread, NULL);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        CHECK(pread(b->fd, data, PART, i * PART) == PART);
+        CHECK(memcmp(data, b->model + i * PART, PART) == 0);
+    }
+    free(data);
+}
+
+static void data_are_right(void **state)
+{
+    struct bench b;
+    name = *state;
+    for (int direct = 0; direct < 2; direct++) {
+        open_backend(&b, 128, direct);
+        check_data(&b, 200);
+        close_backend(&b);
+    }
+}
+
+static void a_full_ring_fails_nothing(void **state)
+{
+    struct bench b;
+    name = *state;
+    for (unsigned depth = 1; depth <= 4; depth++) {
+        open_backend(&b, depth, true);
+        check_data(&b, 100);
+        close_backend(&b);
+    }
+}
+
+/* Each kind of disturbance, at several rates: nobody notices. */
+static void faults_are_invisible(void **state)
+{
+    static const int errors[] = {0, -EINTR, -EAGAIN, -ECANCELED};
+    static const int submit_errors[] = {0, -EAGAIN, -EBUSY, -EINTR, -ENOMEM, -EPERM};
+    struct bench b;
+    name = *state;
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned j = 0; j < 6; j++) {
+            open_backend(&b, 16, true);
+            bool threads = strcmp(name, "threads") == 0;
+            atomic_store(&faults.result_error, errors[i]);
+            atomic_store(&faults.submit_error, submit_errors[j]);
+            atomic_store(&faults.submit_every, 2 + (i + j) % 4);
+            atomic_store(&faults.result_every, 2 + (i + j + 1) % 4);
+            check_data(&b, 40);
+            CHECK(atomic_load(&faults.results) > 10 && (threads || atomic_load(&faults.submissions) > 0));
+            close_backend(&b);
+        }
+}
+
+static void submission_always_refused(void **state)
+{
+    static const int submit_errors[] = {-EAGAIN, -EPERM};
+    struct bench b;
+    name = *state;
+    for (unsigned i = 0; i < 2; i++) {
+        open_backend(&b, 16, true);
+        atomic_store(&faults.submit_error, submit_errors[i]);
+        atomic_store(&faults.submit_every, 1);
+        check_data(&b, 40);
+        close_backend(&b);
+    }
+}
+
+/* --- The asynchronous way --- */
+
+struct async {
+    struct request request;
+    struct iovec iov;
+    _Atomic unsigned done;
+    struct bench *b;
+    struct async *next; /* submitted from inside done, or NULL */
+};
+
+static void count_done(struct request *request)
+{
+    struct async *a = (struct async *)request;
+    if (a->next)
+        CHECK(backend_submit(a->b->backend, &a->next->request) == 0);
+    atomic_fetch_add(&a->done, 1);
+}
+
+static void async_init(struct async *a, struct bench *b, enum request_op op, void *data, uint64_t offset)
+{
+    memset(a, 0, sizeof *a);
+    a->b = b;
+    a->iov = (struct iovec){data, BLOCK};
+    a->request = (struct request){.op = op, .flags = b->flags, .fd = b->fd, .offset = offset, .length = BLOCK,
+                                  .iov = &a->iov, .iovcnt = 1, .done = count_done};
+}
+
+/* Closed while they are in flight, also those submitted from inside a callback: each is done exactly once, before close
+ * returns, and nothing touches it afterwards (its memory is freed at once).
+ */
+static void close_waits_for_what_is_in_flight(void **state)
+{
+    name = *state;
+    for (int round = 0; round < ROUNDS(100); round++) {
+        struct bench b;
+        struct async *all = calloc(64, sizeof *all);
+        unsigned char *data = blocks_new(64);
+        open_backend(&b, 16, true); /* what is not direct libaio leaves to the pool */
+        for (unsigned i = 0; i < 64; i++) {
+            async_init(&all[i], &b, round % 2 ? REQUEST_READ : REQUEST_WRITE, data + i * BLOCK, i * BLOCK);
+            if (i >= 32)
+                all[i - 32].next = &all[i];
+        }
+        for (unsigned i = 0; i < 32; i++)
+            CHECK(backend_submit(b.backend, &all[i].request) == 0);
+        /* With threads nothing is the backend's: the pool has them, and refuses more once it is being freed. */
+        for (unsigned i = 32; i < 64 && strcmp(name, "threads") == 0; i++)
+            WAIT_UNTIL(atomic_load(&all[i].done) == 1);
+        close_backend(&b);
+        for (unsigned i = 0; i < 64; i++)
+            CHECK(atomic_load(&all[i].done) == 1 && all[i].request.result == 0);
+        free(data);
+        free(all);
+    }
+}
+
+/* --- Errors --- */
+
+static void errors_arrive(void **state)
+{
+    struct bench b;
+    struct rlimit old, limit;
+    name = *state;
+    for (int direct = 0; direct < 2; direct++) {
+        unsigned char *data = blocks_new(4);
+        open_backend(&b, 16, direct);
+        memset(data, 1, 4 * BLOCK);
+        CHECK(transfer(&b, REQUEST_READ, 0, data, 4 * BLOCK, FILE_SIZE - 2 * BLOCK) == -EIO);
+        CHECK(transfer(&b, REQUEST_READ, 0, data, BLOCK, FILE_SIZE) == -EIO);
+        CHECK(transfer(&b, REQUEST_WRITE, 0, data, 4 * BLOCK, FILE_SIZE - 4 * BLOCK) == 0);
+        CHECK(getrlimit(RLIMIT_FSIZE, &old) == 0);
+        limit = (struct rlimit){.rlim_cur = FILE_SIZE, .rlim_max = old.rlim_max};
+        CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+        CHECK(transfer(&b, REQUEST_WRITE, 0, data, 4 * BLOCK, FILE_SIZE - 2 * BLOCK) == -EFBIG);
+        CHECK(setrlimit(RLIMIT_FSIZE, &old) == 0);
+        int good = b.fd;
+        b.fd = -1;
+        CHECK(transfer(&b, REQUEST_READ, 0, data, BLOCK, 0) == -EBADF);
+        CHECK(simple(&b, REQUEST_FDATASYNC, 0, 0, 0) == -EBADF);
+        b.fd = good;
+        CHECK(simple(&b, REQUEST_DISCARD, 0, 0, BLOCK) == -ENOTTY); /* a file is no block device */
+        free(data);
+        close_backend(&b);
+    }
+}
+
+static unsigned descriptors(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    unsigned count = 0;
+    CHECK(directory);
+    while (readdir(directory))
+        count++;
+    closedir(directory);
+    return count;
+}
+
+/* A named backend that cannot be made is an error that says so; auto goes on; neither leaves anything behind. */
+static void a_ring_that_cannot_be_made(void **state)
+{
+    static const int errors[] = {-EPERM, -ENOSYS, -ENOMEM, -EMFILE, -EAGAIN, -EINVAL};
+    struct bench b;
+    char why[256];
+    name = *state;
+    if (strcmp(name, "threads") == 0)
+        return; /* has nothing to make */
+    open_backend(&b, 16, true);
+    unsigned before = descriptors();
+    for (unsigned i = 0; i < 6; i++) {
+        struct backend_config config = b.backend->config;
+        struct backend *other = NULL;
+        atomic_store(&faults.setup_error, errors[i]);
+        CHECK(backend_open(name, &config, &other, why, sizeof why) == errors[i]);
+        CHECK(strstr(why, name) && strstr(why, strerror(-errors[i])) && !other);
+        CHECK(backend_open("auto", &config, &other, why, sizeof why) == 0);
+        backend_close(other);
+        CHECK(descriptors() == before);
+    }
+    close_backend(&b);
+}
+
+static void unknown_names(void **state)
+{
+    struct bench b;
+    struct backend *other;
+    char why[256];
+    (void)state;
+    name = "threads";
+    open_backend(&b, 16, true);
+    CHECK(backend_open("rings", &b.backend->config, &other, why, sizeof why) == -EINVAL && strstr(why, "rings"));
+    close_backend(&b);
+}
+
+int main(void)
+{
+    static const struct {
+        const char *name;
+        CMUnitTestFunction fn;
+    } cases[] = {
+        {"data are right", data_are_right},
+        {"a full ring fails nothing", a_full_ring_fails_nothing},
+        {"faults are invisible", faults_are_invisible},
+        {"submission always refused", submission_always_refused},
+        {"close waits for what is in flight", close_waits_for_what_is_in_flight},
+        {"errors arrive", errors_arrive},
+        {"a ring that cannot be made", a_ring_that_cannot_be_made},
+    };
+    enum { CASES = sizeof cases / sizeof cases[0] };
+    int failed = 0;
+
+    signal(SIGXFSZ, SIG_IGN);
+    for (size_t i = 0; backend_name(i); i++) {
+        struct CMUnitTest tests[CASES];
+        for (size_t j = 0; j < CASES; j++)
+            tests[j] = (struct CMUnitTest){cases[j].name, cases[j].fn, NULL, NULL, (void *)backend_name(i)};
+        failed += _cmocka_run_group_tests(backend_name(i), tests, CASES, NULL, NULL);
+    }
+    const struct CMUnitTest others[] = {cmocka_unit_test(unknown_names)};
+    return failed + cmocka_run_group_tests(others, NULL, NULL);
+}

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The loop's promises: a bottom half runs once however often it was scheduled, no wake-up is lost, spurious ones are
+ * harmless, an eventfd at its maximum is one more wake-up, timers fire once, watches and bottom halves can be
+ * deleted from inside themselves, and a callback may poll the loop.
+ */
+#include "tests/lib/pool-test.h"
+
+#include <dirent.h>
+#include <semaphore.h>
+#include <sys/eventfd.h>
+
+static struct loop *loop;
+
+static int set_up(void **state)
+{
+    CHECK(loop_new(&loop) == 0);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    loop_free(loop);
+    return 0;
+}
+
+/* --wrap=write: lets a test find the loop's eventfd at its maximum at the very moment of the write. */
+ssize_t __real_write(int fd, const void *buf, size_t count);
+ssize_t __wrap_write(int fd, const void *buf, size_t count);
+static atomic_bool fill_first;
+static _Atomic unsigned found_full;
+
+ssize_t __wrap_write(int fd, const void *buf, size_t count)
+{
+    if (atomic_load(&fill_first) && count == sizeof(uint64_t)) {
+        uint64_t maximum = UINT64_MAX - 1;
+        if (__real_write(fd, &maximum, sizeof maximum) < 0 || __real_write(fd, buf, count) < 0) {
+            atomic_fetch_add(&found_full, 1);
+            errno = EAGAIN;
+            return -1;
+        }
+        return count;
+    }
+    return __real_write(fd, buf, count);
+}
+
+static void post(void *opaque)
+{
+    sem_post(opaque);
+}
+
+static void wait_sem(sem_t *sem)
+{
+    while (sem_wait(sem) < 0)
+        CHECK(errno == EINTR);
+}
+
+struct counted {
+    _Atomic unsigned runs;
+    sem_t entered, go_on;
+};
+
+static void count_run(void *opaque)
+{
+    struct counted *c = opaque;
+    atomic_fetch_add(&c->runs, 1);
+}
+
+static void hold(void *opaque)
+{
+    struct counted *c = opaque;
+    sem_post(&c->entered);
+    wait_sem(&c->go_on);
+}
+
+static void nothing(void *opaque)
+{
+}
+
+static void bottom_half_runs_once_however_often_scheduled(void **state)
+{
+    struct counted c = {.runs = 0};
+    sem_init(&c.entered, 0, 0);
+    sem_init(&c.go_on, 0, 0);
+    struct bh *holder = bh_new(loop, hold, &c), *bh = bh_new(loop, count_run, &c);
+
+    bh_schedule(holder);
+    wait_sem(&c.entered);
+    for (int i = 0; i < 1000; i++)
+        bh_schedule(bh);
+    sem_post(&c.go_on);
+    loop_call(loop, nothing, NULL);
+    loop_call(loop, nothing, NULL);
+    CHECK(atomic_load(&c.runs) == 1);
+
+    bh_schedule(holder);
+    wait_sem(&c.entered);
+    bh_schedule(bh);
+    bh_cancel(bh);
+    sem_post(&c.go_on);
+    loop_call(loop, nothing, NULL);
+    loop_call(loop, nothing, NULL);
+    CHECK(atomic_load(&c.runs) == 1);
+    bh_delete(bh);
+    bh_delete(holder);
+}
+
+struct self {
+    struct bh *bh;
+    sem_t ran;
+};
+
+static void delete_self(void *opaque)
+{
+    struct self *self = opaque;
+    bh_delete(self->bh);
+    sem_post(&self->ran);
+}
+
+static void bottom_half_can_be_deleted_from_inside_itself(void **state)
+{
+    struct self self;
+    sem_init(&self.ran, 0, 0);
+    for (int i = 0; i < ROUNDS(10000); i++) {
+        self.bh = bh_new(loop, delete_self, &self);
+        bh_schedule(self.bh);
+        wait_sem(&self.ran);
+    }
+}
+
+#define PINGERS 4
+
+static void *ping(void *opaque)
+{
+    sem_t answered;
+    sem_init(&answered, 0, 0);
+    struct bh *bh = bh_new(loop, post, &answered);
+    for (int i = 0; i < ROUNDS(150000); i++) {
+        bh_schedule(bh);
+        wait_sem(&answered);
+    }
+    bh_delete(bh);
+    return NULL;
+}
+
+static void run_pingers(void)
+{
+    pthread_t threads[PINGERS];
+    for (int i = 0; i < PINGERS; i++)
+        CHECK(pthread_create(&threads[i], NULL, ping, NULL) == 0);
+    for (int i = 0; i < PINGERS; i++)
+        pthread_join(threads[i], NULL);
+}
+
+/* Each round schedules just when the loop is about to sleep: it has nothing else to do.  A lost wake-up hangs. */
+static void invariant_17_no_wake_up_is_lost(void **state)
+{
+    run_pingers();
+}
+
+static int find_eventfd(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    struct dirent *entry;
+    int found = -1;
+    while ((entry = readdir(dir))) {
+        char target[64] = "";
+        if (readlinkat(dirfd(dir), entry->d_name, target, sizeof target - 1) > 0 && strstr(target, "[eventfd]"))
+            found = atoi(entry->d_name);
+    }
+    closedir(dir);
+    CHECK(found >= 0);
+    return found;
+}
+
+struct disturber {
+    int fd;
+    atomic_bool stop;
+};
+
+static void *disturb(void *opaque)
+{
+    struct disturber *d = opaque;
+    uint64_t one = 1;
+    while (!atomic_load(&d->stop)) {
+        CHECK(__real_write(d->fd, &one, sizeof one) == sizeof one);
+        sleep_us(20);
+    }
+    return NULL;
+}
+
+static void invariant_14_spurious_wake_ups_of_the_eventfd(void **state)
+{
+    struct disturber d = {.fd = find_eventfd()};
+    struct counted c = {.runs = 0};
+    struct bh *bh = bh_new(loop, count_run, &c);
+    pthread_t thread;
+
+    CHECK(pthread_create(&thread, NULL, disturb, &d) == 0);
+    for (unsigned i = 1; i <= ROUNDS(20000u); i++) {
+        bh_schedule(bh);
+        loop_call(loop, nothing, NULL);
+        CHECK(atomic_load(&c.runs) == i);
+    }
+    atomic_store(&d.stop, true);
+    pthread_join(thread, NULL);
+    bh_delete(bh);
+}
+
+static void invariant_16_eventfd_at_its_maximum(void **state)
+{
+    sem_t answered;
+    sem_init(&answered, 0, 0);
+    struct bh *bh = bh_new(loop, post, &answered);
+
+    atomic_store(&fill_first, true);
+    while (atomic_load(&found_full) < 100) {
+        bh_schedule(bh);
+        wait_sem(&answered);
+        sleep_us(50); /* the loop goes to sleep meanwhile, more often than not */
+    }
+    atomic_store(&fill_first, false);
+    bh_delete(bh);
+}
+
+/* --- Timers, watches, nested polls: on the loop thread, through loop_call --- */
+
+struct timed {
+    struct loop_timer *timer;
+    unsigned fired;
+    uint64_t armed_at, fired_at;
+    sem_t done;
+};
+
+static uint64_t monotonic_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static void fire(void *opaque)
+{
+    struct timed *t = opaque;
+    t->fired++;
+    t->fired_at = monotonic_ns();
+    loop_timer_delete(t->timer);
+    sem_post(&t->done);
+}
+
+static void arm(void *opaque)
+{
+    struct timed *t = opaque;
+    t->timer = loop_timer_new(loop, fire, t);
+    loop_timer_arm(t->timer, 3600000000000u);
+    t->armed_at = monotonic_ns();
+    loop_timer_arm(t->timer, 5000000); /* moves it */
+}
+
+static void timer_fires_once_and_not_early(void **state)
+{
+    struct timed t = {.fired = 0};
+    sem_init(&t.done, 0, 0);
+    loop_call(loop, arm, &t);
+    wait_sem(&t.done);
+    loop_call(loop, nothing, NULL);
+    CHECK(t.fired == 1);
+    CHECK(t.fired_at - t.armed_at >= 5000000);
+}
+
+struct watched {
+    struct loop_watch *watch;
+    int fd;
+    unsigned runs;
+    sem_t done;
+};
+
+static void on_readable(void *opaque)
+{
+    struct watched *w = opaque;
+    uint64_t count;
+    CHECK(read(w->fd, &count, sizeof count) == sizeof count);
+    if (++w->runs == 3)
+        loop_watch_delete(w->watch);
+    sem_post(&w->done);
+}
+
+static void watch(void *opaque)
+{
+    struct watched *w = opaque;
+    CHECK(loop_watch_new(loop, w->fd, on_readable, w, &w->watch) == 0);
+}
+
+static void watch_reports_each_time_until_deleted_from_inside(void **state)
+{
+    struct watched w = {.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    uint64_t one = 1;
+    sem_init(&w.done, 0, 0);
+    loop_call(loop, watch, &w);
+    for (int i = 0; i < 3; i++) {
+        CHECK(__real_write(w.fd, &one, sizeof one) == sizeof one);
+        wait_sem(&w.done);
+    }
+    CHECK(__real_write(w.fd, &one, sizeof one) == sizeof one);
+    loop_call(loop, nothing, NULL);
+    loop_call(loop, nothing, NULL);
+    CHECK(w.runs == 3);
+    close(w.fd);
+}
+
+struct nested {
+    struct bh *inner;
+    unsigned inner_runs;
+    bool in_outer;
+};
+
+static void inner(void *opaque)
+{
+    struct nested *n = opaque;
+    CHECK(n->in_outer);
+    n->inner_runs++;
+}
+
+static void outer(void *opaque)
+{
+    struct nested *n = opaque;
+    n->in_outer = true;
+    bh_schedule(n->inner);
+    while (n->inner_runs == 0)
+        loop_poll(loop, true);
+    n->in_outer = false;
+}
+
+static void invariant_9_nested_poll_runs_other_callbacks(void **state)
+{
+    struct nested n = {.inner_runs = 0};
+    n.inner = bh_new(loop, inner, &n);
+    loop_call(loop, outer, &n);
+    CHECK(n.inner_runs == 1);
+    bh_delete(n.inner);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(bottom_half_runs_once_however_often_scheduled, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(bottom_half_can_be_deleted_from_inside_itself, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(invariant_17_no_wake_up_is_lost, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(invariant_14_spurious_wake_ups_of_the_eventfd, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(invariant_16_eventfd_at_its_maximum, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(timer_fires_once_and_not_early, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(watch_reports_each_time_until_deleted_from_inside, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(invariant_9_nested_poll_runs_other_callbacks, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

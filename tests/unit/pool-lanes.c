@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Order and fairness: first come, first served within a lane; a flood of slow tasks cannot keep the fast ones
+ * waiting; and a waiting caller that runs its own task overtakes nobody in its lane.
+ */
+#include "tests/lib/pool-test.h"
+
+static void invariant_18_a_flood_of_slow_tasks_does_not_stall_fast_ones(void **state)
+{
+    for (unsigned max = 2; max <= 9; max++) {
+        struct pool_config config = {.max_threads = max, .helping = max % 2};
+        _Atomic unsigned finished = 0, fast_finished = 0;
+        struct rig rig;
+        struct gate gate;
+
+        gate_init(&gate);
+        rig_new(&rig, &config);
+        struct job *slow = jobs_new(200, POOL_SLOW, &gate, &finished);
+        for (unsigned i = 0; i < 200; i++)
+            CHECK(pool_submit(rig.pool, &slow[i].task) == 0);
+        gate_wait_for(&gate, max / 2);
+        /* All slow slots are taken and none will come free: fast tasks finish all the same, by both ways in. */
+        struct job *fast = jobs_new(500, POOL_FAST, NULL, &fast_finished);
+        for (unsigned i = 0; i < 500; i++) {
+            struct job mine;
+            CHECK(pool_submit(rig.pool, &fast[i].task) == 0);
+            job_init(&mine, POOL_FAST, NULL, NULL);
+            CHECK(pool_run(rig.pool, &mine.task) == JOB_RESULT);
+        }
+        WAIT_UNTIL(atomic_load(&fast_finished) == 500);
+        CHECK(counters_of(rig.pool).running_slow == max / 2);
+        CHECK(atomic_load(&finished) == 0);
+        gate_open(&gate);
+        WAIT_UNTIL(atomic_load(&finished) == 200);
+        check_totals(rig.pool);
+        rig_free(&rig, POOL_DRAIN);
+        gate_destroy(&gate);
+        free(slow);
+        free(fast);
+    }
+}
+
+/* --- Order --- */
+
+static _Atomic unsigned next_place[POOL_LANES];
+
+struct placed {
+    struct job job;
+    unsigned place;
+};
+
+static int take_place(struct task *task)
+{
+    struct placed *p = (struct placed *)task;
+    p->place = atomic_fetch_add(&next_place[task->lane], 1);
+    return JOB_RESULT;
+}
+
+#define ORDERED 2000u
+
+static void invariant_20_first_come_first_served_within_a_lane(void **state)
+{
+    struct pool_config config = {.max_threads = 1};
+    static struct placed placed[ORDERED];
+    _Atomic unsigned finished = 0;
+    struct job holder;
+    struct rig rig;
+    struct gate gate;
+
+    for (int round = 0; round < ROUNDS(20); round++) {
+        rig_new(&rig, &config);
+        gate_init(&gate);
+        atomic_store(&finished, 0);
+        atomic_store(&next_place[POOL_FAST], 0);
+        atomic_store(&next_place[POOL_SLOW], 0);
+        job_init(&holder, POOL_FAST, &gate, &finished);
+        CHECK(pool_submit(rig.pool, &holder.task) == 0);
+        gate_wait_for(&gate, 1);
+        for (unsigned i = 0; i < ORDERED; i++) {
+            job_init(&placed[i].job, rand() % 2 ? POOL_SLOW : POOL_FAST, NULL, &finished);
+            placed[i].job.task.run = take_place;
+            CHECK(pool_submit(rig.pool, &placed[i].job.task) == 0);
+            if (i == ORDERED / 2)
+                gate_open(&gate);
+        }
+        WAIT_UNTIL(atomic_load(&finished) == ORDERED + 1);
+        unsigned expected[POOL_LANES] = {0};
+        for (unsigned i = 0; i < ORDERED; i++)
+            CHECK(placed[i].place == expected[placed[i].job.task.lane]++);
+        rig_free(&rig, POOL_DRAIN);
+        gate_destroy(&gate);
+    }
+}
+
+struct waiting_caller {
+    struct pool *pool;
+    struct placed placed;
+    pthread_t thread;
+};
+
+static void *run_placed(void *opaque)
+{
+    struct waiting_caller *w = opaque;
+    CHECK(pool_run(w->pool, &w->placed.job.task) == JOB_RESULT);
+    return NULL;
+}
+
+/* Callers wait behind a full pool, each entering after the one before is queued: they take their tasks back in that order. */
+static void invariant_20_callers_take_back_in_order(void **state)
+{
+    for (int round = 0; round < ROUNDS(200); round++) {
+        struct pool_config config = {.max_threads = 1, .helping = true};
+        struct waiting_caller callers[8];
+        _Atomic unsigned finished = 0;
+        struct job holder;
+        struct rig rig;
+        struct gate gate;
+
+        rig_new(&rig, &config);
+        gate_init(&gate);
+        atomic_store(&next_place[POOL_FAST], 0);
+        job_init(&holder, POOL_FAST, &gate, &finished);
+        CHECK(pool_submit(rig.pool, &holder.task) == 0);
+        gate_wait_for(&gate, 1);
+        for (unsigned i = 0; i < 8; i++) {
+            callers[i].pool = rig.pool;
+            job_init(&callers[i].placed.job, POOL_FAST, NULL, NULL);
+            callers[i].placed.job.task.run = take_place;
+            CHECK(pthread_create(&callers[i].thread, NULL, run_placed, &callers[i]) == 0);
+            WAIT_UNTIL(counters_of(rig.pool).queued == i + 1);
+        }
+        gate_open(&gate);
+        for (unsigned i = 0; i < 8; i++) {
+            pthread_join(callers[i].thread, NULL);
+            CHECK(callers[i].placed.place == i);
+        }
+        CHECK(counters_of(rig.pool).taken_back == 8);
+        rig_free(&rig, POOL_DRAIN);
+        gate_destroy(&gate);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(invariant_18_a_flood_of_slow_tasks_does_not_stall_fast_ones),
+        cmocka_unit_test(invariant_20_first_come_first_served_within_a_lane),
+        cmocka_unit_test(invariant_20_callers_take_back_in_order),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

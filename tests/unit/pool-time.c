@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Time and interruption: idle workers leave when they should and not when work comes at that moment, the wall clock does
+ * not matter, spurious returns of the semaphore do not, and signals are invisible.  --wrap=sem_clockwait watches
+ * and disturbs the workers' sleep.
+ */
+#include "tests/lib/pool-test.h"
+
+#include <semaphore.h>
+#include <signal.h>
+
+int __real_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *deadline);
+int __wrap_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *deadline);
+static atomic_bool spurious;
+static _Atomic unsigned sleeps;
+
+int __wrap_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *deadline)
+{
+    static _Thread_local unsigned n;
+    /* Anything else would follow a jump of the wall clock. */
+    CHECK(clock == CLOCK_MONOTONIC);
+    atomic_fetch_add(&sleeps, 1);
+    if (atomic_load(&spurious) && ++n % 2) {
+        errno = n % 4 == 1 ? EINTR : ETIMEDOUT;
+        return -1;
+    }
+    return __real_sem_clockwait(sem, clock, deadline);
+}
+
+static void submit_and_wait(struct rig *rig, unsigned n)
+{
+    _Atomic unsigned finished = 0;
+    struct job *jobs = jobs_new(n, POOL_FAST, NULL, &finished);
+    for (unsigned i = 0; i < n; i++)
+        CHECK(pool_submit(rig->pool, &jobs[i].task) == 0);
+    WAIT_UNTIL(atomic_load(&finished) == n);
+    free(jobs);
+}
+
+static void make_workers(struct rig *rig, unsigned n)
+{
+    _Atomic unsigned finished = 0;
+    struct gate gate;
+    gate_init(&gate);
+    struct job *jobs = jobs_new(n, POOL_FAST, &gate, &finished);
+    for (unsigned i = 0; i < n; i++)
+        CHECK(pool_submit(rig->pool, &jobs[i].task) == 0);
+    gate_wait_for(&gate, n);
+    gate_open(&gate);
+    WAIT_UNTIL(atomic_load(&finished) == n);
+    gate_destroy(&gate);
+    free(jobs);
+}
+
+static void invariant_12_submission_at_the_moment_of_expiry(void **state)
+{
+    struct pool_config config = {.max_threads = 4, .idle_timeout_ns = 500000};
+    struct rig rig;
+
+    rig_new(&rig, &config);
+    for (int round = 0; round < ROUNDS(5000); round++) {
+        submit_and_wait(&rig, 1 + round % 3);
+        sleep_us(400 + rand() % 200); /* with the wake-up's own delay, around the time-out */
+    }
+    CHECK(counters_of(rig.pool).threads_created > 1);
+    WAIT_UNTIL(counters_of(rig.pool).threads == 0);
+    check_totals(rig.pool);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+static void invariant_12_min_threads_are_kept(void **state)
+{
+    struct pool_config config = {.max_threads = 8, .min_threads = 3, .idle_timeout_ns = 1000000};
+    struct rig rig;
+
+    rig_new(&rig, &config);
+    make_workers(&rig, 8);
+    WAIT_UNTIL(counters_of(rig.pool).threads == 3);
+    /* They look again and again whether they may leave: wait for some of these looks. */
+    unsigned before = atomic_load(&sleeps);
+    WAIT_UNTIL(atomic_load(&sleeps) > before + 30);
+    CHECK(counters_of(rig.pool).threads == 3);
+    CHECK(pool_set_bounds(rig.pool, 0, 8) == 0);
+    WAIT_UNTIL(counters_of(rig.pool).threads == 0);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+static void invariant_13_the_wall_clock_does_not_matter(void **state)
+{
+    /* The wrapper checks the clock of every sleep; here workers sleep, and the sleep ends by itself. */
+    struct pool_config config = {.max_threads = 4, .idle_timeout_ns = 2000000};
+    struct rig rig;
+    unsigned before = atomic_load(&sleeps);
+
+    rig_new(&rig, &config);
+    make_workers(&rig, 4);
+    WAIT_UNTIL(counters_of(rig.pool).threads == 0);
+    CHECK(atomic_load(&sleeps) >= before + 4);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+static void invariant_14_spurious_wake_ups_of_the_semaphore(void **state)
+{
+    struct pool_config config = {.max_threads = 4, .min_threads = 2};
+    struct rig rig;
+
+    atomic_store(&spurious, true);
+    rig_new(&rig, &config);
+    for (int round = 0; round < ROUNDS(3000); round++)
+        submit_and_wait(&rig, 1 + round % 7);
+    check_totals(rig.pool);
+    rig_free(&rig, POOL_DRAIN);
+    atomic_store(&spurious, false);
+}
+
+/* --- Signals --- */
+
+static _Atomic unsigned caught;
+static pthread_t test_thread;
+
+static void catch(int signal)
+{
+    atomic_fetch_add(&caught, 1);
+    /* Neither the loop nor a worker may ever be interrupted. */
+    if (!pthread_equal(pthread_self(), test_thread))
+        abort();
+}
+
+struct storm {
+    atomic_bool stop;
+};
+
+static void *storm_main(void *opaque)
+{
+    struct storm *storm = opaque;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    while (!atomic_load(&storm->stop)) {
+        kill(getpid(), SIGUSR1);              /* to whichever thread does not block it */
+        pthread_kill(test_thread, SIGUSR1);
+        sleep_us(20);
+    }
+    return NULL;
+}
+
+static void invariant_15_a_storm_of_signals_is_invisible(void **state)
+{
+    struct sigaction action = {.sa_handler = catch}; /* without SA_RESTART */
+    struct pool_config config = {.max_threads = 4};
+    struct storm storm = {.stop = false};
+    pthread_t thread;
+    struct rig rig;
+
+    test_thread = pthread_self();
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    rig_new(&rig, &config);
+    CHECK(pthread_create(&thread, NULL, storm_main, &storm) == 0);
+    /* On a busy machine the storm may be slow to rise. */
+    for (int round = 0; round < ROUNDS(3000) || atomic_load(&caught) <= 100; round++) {
+        struct job job;
+        job_init(&job, round % 2 ? POOL_SLOW : POOL_FAST, NULL, NULL);
+        CHECK(pool_run(rig.pool, &job.task) == JOB_RESULT);
+    }
+    atomic_store(&storm.stop, true);
+    pthread_join(thread, NULL);
+    check_totals(rig.pool);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(invariant_12_submission_at_the_moment_of_expiry),
+        cmocka_unit_test(invariant_12_min_threads_are_kept),
+        cmocka_unit_test(invariant_13_the_wall_clock_does_not_matter),
+        cmocka_unit_test(invariant_14_spurious_wake_ups_of_the_semaphore),
+        cmocka_unit_test(invariant_15_a_storm_of_signals_is_invisible),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
