@@ -41,8 +41,8 @@ const char *backend_name(size_t i)
 
 /* --- Choosing one --- */
 
-static int open_named(const char *name, const struct backend_config *config, struct backend **backend, char *why,
-                      size_t why_size)
+static int open_named(const char *name, const struct backend_config *config,
+                      struct backend **backend, char *why, size_t why_size)
 {
     for (size_t i = 0; i < BACKENDS; i++) {
         if (strcmp(table[i]->name, name) != 0)
@@ -66,7 +66,8 @@ static void append(char *list, size_t size, const char *name, const char *what)
 }
 
 /* Opens the first that works.  Those behind it are not tried: to make and end a ring takes long. */
-static int open_auto(const struct backend_config *config, struct backend **backend, char *why, size_t why_size)
+static int open_auto(const struct backend_config *config, struct backend **backend, char *why,
+                     size_t why_size)
 {
     const char *chosen = NULL;
     char others[256] = "";
@@ -84,15 +85,16 @@ static int open_auto(const struct backend_config *config, struct backend **backe
             append(others, sizeof others, table[i]->name, strerror(-r));
     }
     if (chosen)
-        snprintf(why, why_size, "backend %s, chosen by auto: measured fastest with cache=%s of those that work%s", chosen,
-                 config->direct ? "none" : "default", others);
+        snprintf(why, why_size,
+                 "backend %s, chosen by auto: measured fastest with cache=%s of those that work%s",
+                 chosen, config->direct ? "none" : "default", others);
     else
         snprintf(why, why_size, "no backend works here%s", others);
     return r;
 }
 
-int backend_open(const char *name, const struct backend_config *config, struct backend **backend, char *why,
-                 size_t why_size)
+int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
+                 char *why, size_t why_size)
 {
     if (strcmp(name, "auto") == 0)
         return open_auto(config, backend, why, why_size);
@@ -311,7 +313,8 @@ static enum pool_lane lane_of(const struct request *request)
 
 static void prepare_task(struct request *request)
 {
-    request->task = (struct task){.run = perform_task, .done = finish_task, .lane = lane_of(request)};
+    request->task =
+        (struct task){.run = perform_task, .done = finish_task, .lane = lane_of(request)};
 }
 
 int request_submit_to_pool(struct request *request)

@@ -26,13 +26,15 @@ enum request_op {
     REQUEST_FALLOCATE, /* fallocate(2) with `mode` on [offset, offset + length) */
     REQUEST_DISCARD,   /* ioctl BLKDISCARD on [offset, offset + length) */
     REQUEST_ZEROOUT,   /* ioctl BLKZEROOUT on [offset, offset + length) */
-    REQUEST_CALL,      /* call(request): any other blocking call (lseek, readahead), always on the pool */
+    REQUEST_CALL, /* call(request): any other blocking call (lseek, readahead), always on the pool */
 };
 
 enum request_flags {
-    REQUEST_FUA = 1 << 0,          /* WRITE: durable when it returns; -EOPNOTSUPP where the file cannot */
-    REQUEST_PAGE_CACHE = 1 << 1,   /* READ, WRITE: fd is not O_DIRECT (a read may be had without waiting: RWF_NOWAIT) */
-    REQUEST_SLOW = 1 << 2,         /* CALL: belongs in the slow lane */
+    REQUEST_FUA = 1 << 0, /* WRITE: durable when it returns; -EOPNOTSUPP where the file cannot */
+    REQUEST_PAGE_CACHE =
+        1
+        << 1, /* READ, WRITE: fd is not O_DIRECT (a read may be had without waiting: RWF_NOWAIT) */
+    REQUEST_SLOW = 1 << 2, /* CALL: belongs in the slow lane */
 };
 
 /* Lives in its submitter's memory (usually its stack) until `done` is called or backend_run returns.
@@ -119,8 +121,8 @@ struct backend_ops {
  * not the others, or what stopped the one that was named.  Returns 0; -EINVAL for an unknown name,
  * -ENOTSUP for one that was not compiled in, else what open returned.  Not on the loop thread.
  */
-int backend_open(const char *name, const struct backend_config *config, struct backend **backend, char *why,
-                 size_t why_size);
+int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
+                 char *why, size_t why_size);
 
 void backend_close(struct backend *backend);
 

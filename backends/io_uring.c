@@ -26,7 +26,7 @@ struct uring {
 
     /* Loop thread only, set at open. */
     struct io_uring uring;
-    bool deferred;              /* completions appear only when we ask for them */
+    bool deferred; /* completions appear only when we ask for them */
     bool has_fsync, has_fallocate;
     struct io_uring_sqe *sqes[RING_BATCH]; /* those of the push that is going on */
     unsigned stale;                        /* submission entries left over, turned into no-ops */
@@ -34,9 +34,10 @@ struct uring {
 
 /* Best first.  A flag that the kernel does not know gives -EINVAL, and the next step is tried. */
 static const unsigned setup_ladder[] = {
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, /* 6.1: completion work only when we ask, in batches */
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN,  /* 6.0 */
-    IORING_SETUP_COOP_TASKRUN,                               /* 5.19: no interrupts of the loop thread */
+    IORING_SETUP_SINGLE_ISSUER |
+        IORING_SETUP_DEFER_TASKRUN, /* 6.1: completion work only when we ask, in batches */
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN, /* 6.0 */
+    IORING_SETUP_COOP_TASKRUN, /* 5.19: no interrupts of the loop thread */
     0,
 };
 
@@ -164,8 +165,8 @@ static int probe_operations(struct uring *u)
 
     if (!probe)
         return -ENOSYS; /* older than 5.6, which also lacks the plain reads and writes used here */
-    bool has_read_write =
-        io_uring_opcode_supported(probe, IORING_OP_READ) && io_uring_opcode_supported(probe, IORING_OP_WRITE);
+    bool has_read_write = io_uring_opcode_supported(probe, IORING_OP_READ) &&
+                          io_uring_opcode_supported(probe, IORING_OP_WRITE);
     u->has_fsync = io_uring_opcode_supported(probe, IORING_OP_FSYNC);
     u->has_fallocate = io_uring_opcode_supported(probe, IORING_OP_FALLOCATE);
     io_uring_free_probe(probe);

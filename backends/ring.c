@@ -56,7 +56,8 @@ static void pump(struct ring *ring)
 {
     collect_inbox(ring);
     while (ring->waiting && ring->in_flight < ring->backend.config.queue_depth) {
-        int n = ring->ops->push(ring, ring->waiting, ring->backend.config.queue_depth - ring->in_flight);
+        int n = ring->ops->push(ring, ring->waiting,
+                                ring->backend.config.queue_depth - ring->in_flight);
 
         for (int i = 0; i < n; i++) {
             pop_waiting(ring);
@@ -135,7 +136,8 @@ int ring_init(struct ring *ring, const struct backend_ops *backend_ops, const st
 
 int ring_start(struct ring *ring)
 {
-    return loop_watch_new(ring->backend.config.loop, ring->event_fd, reap_and_pump, ring, &ring->watch);
+    return loop_watch_new(ring->backend.config.loop, ring->event_fd, reap_and_pump, ring,
+                          &ring->watch);
 }
 
 void ring_stop(struct ring *ring)

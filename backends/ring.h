@@ -44,7 +44,7 @@ struct ring {
     /* Loop thread only. */
     struct request *waiting, **waiting_tail; /* oldest first */
     unsigned in_flight;                      /* the kernel has them; at most config.queue_depth */
-    int refusal;                             /* -errno with which the kernel refused the last request given back */
+    int refusal; /* -errno with which the kernel refused the last request given back */
 };
 
 /* Before the kernel's side is set up: makes the eventfd.  Returns 0 or -errno.  Any thread. */

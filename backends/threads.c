@@ -44,8 +44,8 @@ static bool read_cached(struct request *request)
 
 static int threads_run(struct backend *backend, struct request *request)
 {
-    if (request->op == REQUEST_READ && (request->flags & REQUEST_PAGE_CACHE) && backend->config.try_cached &&
-        read_cached(request))
+    if (request->op == REQUEST_READ && (request->flags & REQUEST_PAGE_CACHE) &&
+        backend->config.try_cached && read_cached(request))
         return request->result;
     return request_run_on_pool(request);
 }

@@ -31,7 +31,8 @@ struct config config = {
 };
 
 static const char *const cache_words[] = {[CACHE_DEFAULT] = "default", [CACHE_NONE] = "none", NULL};
-static const char *const dispatch_words[] = {[DISPATCH_AUTO] = "auto", [DISPATCH_POOL] = "pool", NULL};
+static const char *const dispatch_words[] = {
+    [DISPATCH_AUTO] = "auto", [DISPATCH_POOL] = "pool", NULL};
 static const char *const locking_words[] = {
     [LOCKING_AUTO] = "auto", [LOCKING_ON] = "on", [LOCKING_OFF] = "off", NULL};
 static const char *const backend_words[] = {"auto", "threads", "io_uring", "libaio", NULL};
@@ -51,7 +52,8 @@ static int parse_word(const char *key, const char *value, const char *const *wor
     return -1;
 }
 
-static int parse_number(const char *key, const char *value, unsigned min, unsigned max, unsigned *number)
+static int parse_number(const char *key, const char *value, unsigned min, unsigned max,
+                        unsigned *number)
 {
     char *end;
 
@@ -76,7 +78,8 @@ static int parse_path(const char *key, const char *value, char **path)
         return -1;
     }
     if (config.file || config.directory || config.fd >= 0) {
-        nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
+        nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key,
+                     value);
         return -1;
     }
     /* nbdkit changes to / when it goes into the background. */
@@ -89,7 +92,8 @@ static int parse_fd(const char *key, const char *value)
     unsigned fd;
 
     if (config.file || config.directory || config.fd >= 0) {
-        nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
+        nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key,
+                     value);
         return -1;
     }
     /* 0, 1 and 2 are nbdkit's own: it points them elsewhere when it goes into the background. */
@@ -129,9 +133,10 @@ int config_set(const char *key, const char *value)
         word = parse_word(key, value, backend_words);
         config.backend = word < 0 ? "auto" : backend_words[word];
     } else {
-        nbdkit_error("%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, backend, dispatch, "
-                     "max-threads, min-threads, queue-depth, locking",
-                     key, value);
+        nbdkit_error(
+            "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, backend, dispatch, "
+            "max-threads, min-threads, queue-depth, locking",
+            key, value);
         word = -1;
     }
     return word < 0 ? -1 : 0;
@@ -149,11 +154,13 @@ static bool backend_compiled_in(const char *name)
 int config_complete(void)
 {
     if (!config.file && !config.directory && config.fd < 0) {
-        nbdkit_error("file: missing; name the image or block device to serve (or dir=DIRECTORY, or fd=N)");
+        nbdkit_error(
+            "file: missing; name the image or block device to serve (or dir=DIRECTORY, or fd=N)");
         return -1;
     }
     if (config.min_threads > config.max_threads) {
-        nbdkit_error("min-threads=%u: more than max-threads=%u", config.min_threads, config.max_threads);
+        nbdkit_error("min-threads=%u: more than max-threads=%u", config.min_threads,
+                     config.max_threads);
         return -1;
     }
     if (!backend_compiled_in(config.backend)) {
@@ -164,7 +171,8 @@ int config_complete(void)
         if (strcmp(config.backend, "auto") == 0)
             config.backend = "threads";
         if (strcmp(config.backend, "threads") != 0) {
-            nbdkit_error("dispatch=pool: needs backend=threads (or auto), not backend=%s", config.backend);
+            nbdkit_error("dispatch=pool: needs backend=threads (or auto), not backend=%s",
+                         config.backend);
             return -1;
         }
     }
@@ -180,9 +188,9 @@ int config_check(void)
         config.directory = config.file;
         config.file = NULL;
     }
-    int r = config.directory ? source_check_directory(config.directory, why) :
-            config.fd >= 0   ? source_check_fd(config.fd, why) :
-                               source_check_file(config.file, why);
+    int r = config.directory ? source_check_directory(config.directory, why)
+            : config.fd >= 0 ? source_check_fd(config.fd, why)
+                             : source_check_file(config.file, why);
     if (r < 0) {
         nbdkit_error("%s", why);
         return -1;

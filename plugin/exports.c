@@ -73,7 +73,8 @@ static int judge(int path_fd, const char *name, char *why)
     const char *reason = refusal(st.st_mode);
     if (reason) {
         close(path_fd);
-        return fail(why, -EINVAL, "%s: %s; only regular files and block devices can be served", name, reason);
+        return fail(why, -EINVAL, "%s: %s; only regular files and block devices can be served",
+                    name, reason);
     }
     return path_fd;
 }
@@ -108,7 +109,8 @@ int source_check_fd(int fd, char why[SOURCE_ERROR_SIZE])
         return fail(why, -errno, "fd=%d: %s", fd, strerror(errno));
     const char *reason = refusal(st.st_mode);
     if (reason)
-        return fail(why, -EINVAL, "fd=%d: %s; only regular files and block devices can be served", fd, reason);
+        return fail(why, -EINVAL, "fd=%d: %s; only regular files and block devices can be served",
+                    fd, reason);
     if (flags & O_PATH)
         return fail(why, -EBADF, "fd=%d: was opened with O_PATH, so it cannot be read", fd);
     if ((flags & O_ACCMODE) == O_WRONLY)
@@ -156,15 +158,19 @@ static int open_beneath(int dir_fd, const char *name)
 
 static bool name_is_one_component(const char *name)
 {
-    return name[0] != '\0' && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 && !strchr(name, '/');
+    return name[0] != '\0' && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
+           !strchr(name, '/');
 }
 
 int source_open_export(const char *directory, const char *name, char why[SOURCE_ERROR_SIZE])
 {
     if (name[0] == '\0')
-        return fail(why, -ENOENT, "%s: the client named no export; each file in it is one", directory);
+        return fail(why, -ENOENT, "%s: the client named no export; each file in it is one",
+                    directory);
     if (!name_is_one_component(name))
-        return fail(why, -ENOENT, "%s: no export '%s': only what lies in the directory itself is one", directory, name);
+        return fail(why, -ENOENT,
+                    "%s: no export '%s': only what lies in the directory itself is one", directory,
+                    name);
 
     int dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (dir_fd < 0)
@@ -173,11 +179,13 @@ int source_open_export(const char *directory, const char *name, char why[SOURCE_
     close(dir_fd);
     if (path_fd < 0)
         return fail(why, path_fd, "%s: no export '%s': %s", directory, name,
-                    path_fd == -EXDEV ? "its symbolic link leads out of the directory" : strerror(-path_fd));
+                    path_fd == -EXDEV ? "its symbolic link leads out of the directory"
+                                      : strerror(-path_fd));
     return judge(path_fd, name, why);
 }
 
-int source_list_exports(const char *directory, int (*add)(void *opaque, const char *name, const struct stat *st),
+int source_list_exports(const char *directory,
+                        int (*add)(void *opaque, const char *name, const struct stat *st),
                         void *opaque, char why[SOURCE_ERROR_SIZE])
 {
     int r = 0;

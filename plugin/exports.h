@@ -29,7 +29,8 @@ int source_open_export(const char *directory, const char *name, char why[SOURCE_
 bool source_is_directory(const char *path);
 
 /* Calls add(opaque, name, what it is) for each export of the directory, in no order, until it returns non-zero. */
-int source_list_exports(const char *directory, int (*add)(void *opaque, const char *name, const struct stat *st),
+int source_list_exports(const char *directory,
+                        int (*add)(void *opaque, const char *name, const struct stat *st),
                         void *opaque, char why[SOURCE_ERROR_SIZE]);
 
 /* Opens what `fd` refers to once more, with flags of its own: a new open file description of the same

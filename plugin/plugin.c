@@ -18,15 +18,15 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
-#include "plugin/disk/bounce.h"
 #include "plugin/config.h"
-#include "plugin/runtime.h"
+#include "plugin/disk/bounce.h"
 #include "plugin/disk/extents.h"
 #include "plugin/disk/image.h"
 #include "plugin/disk/log.h"
-#include "plugin/thread-policy.h"
 #include "plugin/disk/transfer.h"
 #include "plugin/disk/zero.h"
+#include "plugin/runtime.h"
+#include "plugin/thread-policy.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -78,7 +78,8 @@ static int aiodisk_get_ready(void)
         return -1;
     }
     if (strcmp(config.backend, "libaio") == 0 && config.cache != CACHE_NONE)
-        log_warning("backend=libaio is asynchronous only with cache=none: here reads and writes go to the worker pool");
+        log_warning(
+            "backend=libaio is asynchronous only with cache=none: here reads and writes go to the worker pool");
     /* A write beyond RLIMIT_FSIZE is to fail with EFBIG, not to end the process. */
     signal(SIGXFSZ, SIG_IGN);
     return 0;
@@ -116,15 +117,17 @@ static void print_counters(void)
     struct pool_counters c;
 
     pool_read_counters(engine.pool, &c);
-    fprintf(stderr,
-            "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu taken_back=%llu "
-            "stranded_runs=%llu stranded_errors=%llu cancelled=%llu completions=%llu threads_created=%llu "
-            "spawn_failures=%llu\n",
-            (unsigned long long)c.submitted, (unsigned long long)c.enqueued, (unsigned long long)c.worker_runs,
-            (unsigned long long)c.helped, (unsigned long long)c.taken_back, (unsigned long long)c.stranded_runs,
-            (unsigned long long)c.stranded_errors, (unsigned long long)c.cancelled,
-            (unsigned long long)c.completions, (unsigned long long)c.threads_created,
-            (unsigned long long)c.spawn_failures);
+    fprintf(
+        stderr,
+        "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu taken_back=%llu "
+        "stranded_runs=%llu stranded_errors=%llu cancelled=%llu completions=%llu threads_created=%llu "
+        "spawn_failures=%llu\n",
+        (unsigned long long)c.submitted, (unsigned long long)c.enqueued,
+        (unsigned long long)c.worker_runs, (unsigned long long)c.helped,
+        (unsigned long long)c.taken_back, (unsigned long long)c.stranded_runs,
+        (unsigned long long)c.stranded_errors, (unsigned long long)c.cancelled,
+        (unsigned long long)c.completions, (unsigned long long)c.threads_created,
+        (unsigned long long)c.spawn_failures);
 }
 
 static void forget(struct handle *h)
@@ -252,7 +255,8 @@ static int64_t aiodisk_get_size(void *handle)
     return atomic_load(&((struct handle *)handle)->image->size);
 }
 
-static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
+                              uint32_t *maximum)
 {
     /* Unaligned requests are served, and clients obey a larger minimum more strictly than is good for them. */
     *minimum = 1;
@@ -322,8 +326,8 @@ static int answer(const struct handle *h, int r, const char *what, uint64_t coun
     schedule_leave();
     if (r >= 0)
         return 0;
-    nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what, (unsigned long long)count,
-                 (unsigned long long)offset, strerror(-r));
+    nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what,
+                 (unsigned long long)count, (unsigned long long)offset, strerror(-r));
     nbdkit_set_error(nbd_error(-r));
     return -1;
 }
@@ -335,7 +339,8 @@ static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offse
     return answer(h, transfer_read(h->image, buf, count, offset), "read", count, offset);
 }
 
-static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
+                          uint32_t flags)
 {
     struct handle *h = enter(handle, SCHEDULE_CACHED_WRITE);
     int r = transfer_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
@@ -386,7 +391,8 @@ static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32
                            struct nbdkit_extents *extents)
 {
     struct handle *h = enter(handle, SCHEDULE_CACHED);
-    int r = extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
+    int r =
+        extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
     return answer(h, r, "extents", count, offset);
 }
@@ -403,7 +409,8 @@ static struct nbdkit_plugin plugin = {
     .name = "aiodisk",
     .version = AIODISK_VERSION,
     .longname = "nbdkit asynchronous disk plugin",
-    .description = "Serves disk images and block devices through a worker pool, io_uring or libaio.",
+    .description =
+        "Serves disk images and block devices through a worker pool, io_uring or libaio.",
     .unload = aiodisk_unload,
     .dump_plugin = aiodisk_dump_plugin,
     .config = config_set,

@@ -9,7 +9,8 @@
 
 #include "plugin/runtime.h"
 
-int engine_start(struct engine *engine, const struct config *cfg, const char *backend, char why[ENGINE_WHY_SIZE])
+int engine_start(struct engine *engine, const struct config *cfg, const char *backend,
+                 char why[ENGINE_WHY_SIZE])
 {
     struct pool_config pool = {
         .max_threads = cfg->max_threads,

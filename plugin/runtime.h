@@ -20,7 +20,8 @@ struct engine {
 /* Starts the three.  Returns 0, or -errno with nothing left running and the reason in `why`; on success
  * `why` says which backend was chosen.  Main thread, blocks.
  */
-int engine_start(struct engine *engine, const struct config *cfg, const char *backend, char why[ENGINE_WHY_SIZE]);
+int engine_start(struct engine *engine, const struct config *cfg, const char *backend,
+                 char why[ENGINE_WHY_SIZE]);
 
 /* Waits for what is in flight, joins every thread, frees all.  Harmless when not started. */
 void engine_stop(struct engine *engine);

@@ -17,7 +17,8 @@
 /* One cache line for both.  Any thread. */
 static struct {
     _Alignas(64) _Atomic unsigned inside; /* requests between enter and leave */
-    _Atomic unsigned alone;               /* requests in a row that met none inside; ALONE at most, or a few more */
+    _Atomic unsigned
+        alone; /* requests in a row that met none inside; ALONE at most, or a few more */
 } seen = {.alone = ALONE};
 
 static void count_in(void)
@@ -52,7 +53,8 @@ static int choose(enum schedule_load load, int policy)
         return policy;
     }
     writes = 0;
-    return atomic_load_explicit(&seen.alone, memory_order_relaxed) < ALONE ? SCHED_BATCH : SCHED_OTHER;
+    return atomic_load_explicit(&seen.alone, memory_order_relaxed) < ALONE ? SCHED_BATCH
+                                                                           : SCHED_OTHER;
 }
 
 void schedule_enter(enum schedule_load load)

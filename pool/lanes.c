@@ -128,7 +128,8 @@ static struct task *next_to_grant(const struct pool *pool)
     struct task *next = NULL;
     for (unsigned i = 0; i < POOL_LANES; i++) {
         struct task *task = pool->lanes[i].waiting;
-        if (task && lanes_have_free_slot(pool, i) && !(lanes_waiter_runs(pool, task) && task != pool->lanes[i].head))
+        if (task && lanes_have_free_slot(pool, i) &&
+            !(lanes_waiter_runs(pool, task) && task != pool->lanes[i].head))
             next = older(next, task);
     }
     return next;
@@ -175,8 +176,8 @@ struct task *lanes_take(struct pool *pool, bool holds_token)
     struct task *task = NULL;
     for (unsigned i = 0; i < POOL_LANES; i++) {
         struct task *head = pool->lanes[i].head;
-        if (head && (head->has_token ||
-                     (!holds_token && lanes_have_free_slot(pool, i) && !lanes_waiter_runs(pool, head))))
+        if (head && (head->has_token || (!holds_token && lanes_have_free_slot(pool, i) &&
+                                         !lanes_waiter_runs(pool, head))))
             task = older(task, head);
     }
     if (task) {

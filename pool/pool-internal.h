@@ -37,7 +37,8 @@ struct lane {
 /* A pool_run caller that waits.  On its stack: whoever posts `wake` touches nothing of it afterwards. */
 struct task_waiter {
     sem_t wake;
-    bool runs_itself; /* under lock until `wake` is posted: the slot is the caller's, and so is the work */
+    bool
+        runs_itself; /* under lock until `wake` is posted: the slot is the caller's, and so is the work */
 };
 
 struct worker {
@@ -70,22 +71,23 @@ struct pool {
     uint64_t next_sequence;
     unsigned max_threads;
     unsigned min_threads;
-    unsigned queued;        /* sum over the lanes, as granted and running */
+    unsigned queued; /* sum over the lanes, as granted and running */
     unsigned granted;
     unsigned running;
-    unsigned helpers;       /* of running: on a pool_run caller's thread */
-    unsigned surplus;       /* tokens that stand for no task */
-    unsigned undelivered;   /* enqueued, and `done` has not returned; not those taken back by their waiter */
-    unsigned threads;       /* from before pthread_create until the worker's last lock */
-    unsigned starting;      /* of these, not yet at their first look */
-    unsigned idle;          /* of these, in the semaphore, or awake from it and not yet at the lock */
-    bool manage_asked;      /* manage_bh is scheduled */
-    bool spawn_blocked;     /* the last creation failed; the retry timer will try again */
+    unsigned helpers; /* of running: on a pool_run caller's thread */
+    unsigned surplus; /* tokens that stand for no task */
+    unsigned
+        undelivered; /* enqueued, and `done` has not returned; not those taken back by their waiter */
+    unsigned threads;   /* from before pthread_create until the worker's last lock */
+    unsigned starting;  /* of these, not yet at their first look */
+    unsigned idle;      /* of these, in the semaphore, or awake from it and not yet at the lock */
+    bool manage_asked;  /* manage_bh is scheduled */
+    bool spawn_blocked; /* the last creation failed; the retry timer will try again */
     bool retry_armed;
-    bool closing;           /* pool_free began: nothing is accepted */
-    bool stopping;          /* and nothing is left: workers leave */
-    uint64_t retry_ns;      /* back-off of the retry timer */
-    struct worker *exited;  /* have left the lock for the last time, to be joined */
+    bool closing;                /* pool_free began: nothing is accepted */
+    bool stopping;               /* and nothing is left: workers leave */
+    uint64_t retry_ns;           /* back-off of the retry timer */
+    struct worker *exited;       /* have left the lock for the last time, to be joined */
     struct pool_counters totals; /* only its first group is used */
 };
 

@@ -160,7 +160,8 @@ int pool_submit(struct pool *pool, struct task *task)
  */
 static bool may_run_at_once(const struct pool *pool, const struct task *task)
 {
-    return lanes_waiter_runs(pool, task) && !pool->lanes[task->lane].head && lanes_have_free_slot(pool, task->lane);
+    return lanes_waiter_runs(pool, task) && !pool->lanes[task->lane].head &&
+           lanes_have_free_slot(pool, task->lane);
 }
 
 static int run_in_own_slot(struct pool *pool, struct task *task)
@@ -320,7 +321,8 @@ int pool_new(struct loop *loop, const struct pool_config *config, struct pool **
     if (!pool)
         return -ENOMEM;
     pool->loop = loop;
-    pool->idle_timeout_ns = config->idle_timeout_ns ? config->idle_timeout_ns : IDLE_TIMEOUT_DEFAULT_NS;
+    pool->idle_timeout_ns =
+        config->idle_timeout_ns ? config->idle_timeout_ns : IDLE_TIMEOUT_DEFAULT_NS;
     pool->helping = config->helping;
     pool->max_threads = config->max_threads;
     pool->min_threads = config->min_threads;

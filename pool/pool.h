@@ -40,8 +40,10 @@ enum task_state {
  */
 struct task {
     /* Set by the submitter, read by the pool. */
-    int (*run)(struct task *task);   /* worker thread, or pool_run's caller; may block */
-    void (*done)(struct task *task); /* loop thread; must not block; may free the task.  Unused by pool_run */
+    int (*run)(struct task *task); /* worker thread, or pool_run's caller; may block */
+    void (*done)(
+        struct task
+            *task); /* loop thread; must not block; may free the task.  Unused by pool_run */
     enum pool_lane lane;
 
     /* What run returned, or -ECANCELED (cancelled) or -EAGAIN (no worker could be created).
@@ -52,8 +54,8 @@ struct task {
     /* The pool's: under its lock, but `next` after TASK_DONE, which the loop thread owns. */
     _Atomic int state; /* enum task_state */
     struct task *prev, *next;
-    uint64_t sequence; /* order of submission, over both lanes */
-    bool has_token;    /* counted in the semaphore: it may run now */
+    uint64_t sequence;          /* order of submission, over both lanes */
+    bool has_token;             /* counted in the semaphore: it may run now */
     struct task_waiter *waiter; /* pool_run's caller, or NULL */
 };
 
@@ -68,11 +70,11 @@ struct pool_config {
 
 /* A consistent snapshot.  The first group are totals since pool_new, the second what is now. */
 struct pool_counters {
-    uint64_t submitted;       /* tasks accepted, by either way */
-    uint64_t enqueued;        /* of these, put into a queue */
-    uint64_t worker_runs;     /* run by a worker */
-    uint64_t helped;          /* run at once by pool_run's caller */
-    uint64_t taken_back;      /* queued, then run by pool_run's waiting caller when a slot came free */
+    uint64_t submitted;   /* tasks accepted, by either way */
+    uint64_t enqueued;    /* of these, put into a queue */
+    uint64_t worker_runs; /* run by a worker */
+    uint64_t helped;      /* run at once by pool_run's caller */
+    uint64_t taken_back;  /* queued, then run by pool_run's waiting caller when a slot came free */
     uint64_t stranded_runs;   /* run by pool_run's caller because no worker could be created */
     uint64_t stranded_errors; /* failed with -EAGAIN because no worker could be created */
     uint64_t cancelled;       /* failed with -ECANCELED */

@@ -118,7 +118,8 @@ void workers_retry(void *opaque)
     pool_lock(pool);
     pool->retry_armed = false;
     pool->spawn_blocked = false;
-    bool create = pool->starting == 0 && !pool->stopping && (pool->threads == 0 || workers_owed(pool));
+    bool create =
+        pool->starting == 0 && !pool->stopping && (pool->threads == 0 || workers_owed(pool));
     if (create)
         reserve_worker(pool);
     uint64_t doubled = pool->retry_ns * 2;

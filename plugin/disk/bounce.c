@@ -23,7 +23,8 @@ struct resting {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t returned = PTHREAD_COND_INITIALIZER; /* broadcast when there is more room, or a buffer */
+static pthread_cond_t returned =
+    PTHREAD_COND_INITIALIZER; /* broadcast when there is more room, or a buffer */
 
 /* Under lock. */
 static struct resting *resting[BUCKETS];

@@ -84,7 +84,8 @@ static int seek_extents(struct request *request)
         if (hole < 0 && errno != ENXIO)
             return -errno;
         /* ENXIO, or no progress: it was cut short or punched between the two questions.  Then "data" is the safe answer. */
-        found(search, hole > (off_t)search->start ? (uint64_t)hole : search->start + image->sector, false);
+        found(search, hole > (off_t)search->start ? (uint64_t)hole : search->start + image->sector,
+              false);
     }
     return 0;
 }
@@ -139,7 +140,8 @@ static int prefetch_run(struct request *request)
     struct prefetch *prefetch = request->opaque;
     uint64_t end = prefetch->offset + prefetch->length;
 
-    for (uint64_t at = prefetch->offset; at < end && !is_closing(prefetch->image); at += PREFETCH_STEP) {
+    for (uint64_t at = prefetch->offset; at < end && !is_closing(prefetch->image);
+         at += PREFETCH_STEP) {
         uint64_t step = end - at < PREFETCH_STEP ? end - at : PREFETCH_STEP;
         if (posix_fadvise(prefetch->image->buffered_fd, at, step, POSIX_FADV_WILLNEED) != 0)
             break;
@@ -171,7 +173,8 @@ static bool enter(struct image *image)
     struct pool_counters pool;
 
     pool_read_counters(image->backend->config.pool, &pool);
-    unsigned room = pool.max_threads > SLOTS_PER_PREFETCH ? pool.max_threads / SLOTS_PER_PREFETCH : 1;
+    unsigned room =
+        pool.max_threads > SLOTS_PER_PREFETCH ? pool.max_threads / SLOTS_PER_PREFETCH : 1;
     if (atomic_fetch_add(&prefetches, 1) >= room) {
         atomic_fetch_sub(&prefetches, 1);
         return false;

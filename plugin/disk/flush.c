@@ -98,9 +98,10 @@ static void health_fail(struct image *image, int err)
     int expected = 0;
 
     if (atomic_compare_exchange_strong(&image->flush.health->error, &expected, err))
-        log_warning("%s: a sync failed (%s), so writes may be lost: every flush and FUA write on it fails from "
-                    "now on. Check the disk below, restore or repair the image, then restart nbdkit",
-                    image->name, strerror(-err));
+        log_warning(
+            "%s: a sync failed (%s), so writes may be lost: every flush and FUA write on it fails from "
+            "now on. Check the disk below, restore or repair the image, then restart nbdkit",
+            image->name, strerror(-err));
 }
 
 void flush_set_init(struct flush_set *set)
@@ -277,7 +278,8 @@ static void return_slot(struct flush_set *set, int slot)
     pthread_mutex_unlock(&set->lock);
 }
 
-static int write_once(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset, unsigned flags)
+static int write_once(struct image *image, int fd, const void *buf, uint64_t length,
+                      uint64_t offset, unsigned flags)
 {
     struct iovec iov = {.iov_base = (void *)buf, .iov_len = length};
     struct request request = {
@@ -293,7 +295,8 @@ static int write_once(struct image *image, int fd, const void *buf, uint64_t len
     return backend_run(image->backend, &request);
 }
 
-int flush_write_through(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset)
+int flush_write_through(struct image *image, int fd, const void *buf, uint64_t length,
+                        uint64_t offset)
 {
     /* The kernel hands the report of a lost page to whichever call on the descriptor asks first, and that may be
      * another FUA write: so through the page cache each gets a descriptor of its own, as a sync does.  A direct
@@ -309,7 +312,8 @@ int flush_write_through(struct image *image, int fd, const void *buf, uint64_t l
         if (through_cache)
             slot = lease_slot(&image->flush);
         if (slot >= 0 || !through_cache) {
-            r = write_once(image, slot >= 0 ? image->flush.fds[slot] : fd, buf, length, offset, REQUEST_FUA);
+            r = write_once(image, slot >= 0 ? image->flush.fds[slot] : fd, buf, length, offset,
+                           REQUEST_FUA);
             /* The witness is a sync on another descriptor, while this one is still held: a full filesystem fails
              * this write and no more, a lost write fails the disk.
              */

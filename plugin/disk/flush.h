@@ -28,8 +28,8 @@ struct flush_set {
     pthread_mutex_t lock;
 
     /* Under lock. */
-    uint32_t free;                       /* bit i: fds[i] is in nobody's use */
-    struct flush_waiter *first, **last;  /* flushes that wait for a descriptor, oldest first */
+    uint32_t free;                      /* bit i: fds[i] is in nobody's use */
+    struct flush_waiter *first, **last; /* flushes that wait for a descriptor, oldest first */
 };
 
 void flush_set_init(struct flush_set *set);
@@ -53,7 +53,8 @@ int flush_health(const struct image *image);
 /* Writes with RWF_DSYNC, or by a write and a flush where that cannot be.  Through the page cache it uses
  * a descriptor of the set, through O_DIRECT `fd`.  Returns 0 or -errno.
  */
-int flush_write_through(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset);
+int flush_write_through(struct image *image, int fd, const void *buf, uint64_t length,
+                        uint64_t offset);
 
 /* Forgets every failure: only when nothing is served any more. */
 void flush_forget_all(void);

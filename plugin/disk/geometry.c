@@ -20,7 +20,7 @@
 
 #define PAGE_BYTES 4096u
 #define SECTOR_BYTES 512u
-#define MAX_ALIGN 65536u                 /* nothing known wants more */
+#define MAX_ALIGN 65536u                /* nothing known wants more */
 #define MAX_PREFERRED_BLOCK (32u << 20) /* NBD protocol */
 
 /* ioctl_xfs_dioinfo, from xfsctl(3): xfslibs-dev is not asked of builders for these three numbers. */
@@ -70,7 +70,8 @@ static int ask_statx(struct image *image)
 #ifdef STATX_DIOALIGN
     struct statx stx;
 
-    if (statx(image->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 || !(stx.stx_mask & STATX_DIOALIGN))
+    if (statx(image->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 ||
+        !(stx.stx_mask & STATX_DIOALIGN))
         return -ENODATA;
     if (stx.stx_dio_offset_align == 0)
         return -ENOTSUP;
@@ -101,7 +102,8 @@ static int ask_ioctls(struct image *image)
         image->mem_align = sector > (int)PAGE_BYTES ? (uint32_t)sector : PAGE_BYTES;
         return 0;
     }
-    if (ioctl(image->fd, XFS_DIOINFO, &info) < 0 || !is_power_of_two(info.min_io) || !is_power_of_two(info.mem))
+    if (ioctl(image->fd, XFS_DIOINFO, &info) < 0 || !is_power_of_two(info.min_io) ||
+        !is_power_of_two(info.mem))
         return -ENODATA;
     image->align = info.min_io;
     image->mem_align = info.mem;
@@ -122,7 +124,8 @@ static int probe_alignment(struct image *image)
         return try_units(image);
     if (r < 0)
         return r;
-    if (image->align > MAX_ALIGN || (image->mem_align > PAGE_BYTES && image->mem_align > image->align))
+    if (image->align > MAX_ALIGN ||
+        (image->mem_align > PAGE_BYTES && image->mem_align > image->align))
         return try_units(image);
     /* Some filesystems take O_DIRECT at open and refuse the I/O. */
     if (bounce_get(&bounce, MAX_ALIGN) < 0)
@@ -140,7 +143,8 @@ static bool is_rotational(dev_t device)
     bool rotational = false;
 
     for (int i = 0; i < 2; i++) {
-        snprintf(path, sizeof path, "/sys/dev/block/%u:%u/%s", major(device), minor(device), files[i]);
+        snprintf(path, sizeof path, "/sys/dev/block/%u:%u/%s", major(device), minor(device),
+                 files[i]);
         FILE *file = fopen(path, "re");
         if (!file)
             continue;
@@ -161,9 +165,9 @@ static void measure_block_device(struct image *image)
     ioctl(image->fd, BLKIOOPT, &optimal);
     image->sector = is_power_of_two(sector) ? (uint32_t)sector : PAGE_BYTES;
     image->granule = image->sector > image->align ? image->sector : image->align;
-    image->preferred_block = is_power_of_two(optimal)  ? optimal :
-                             is_power_of_two(physical) ? physical :
-                                                         image->sector;
+    image->preferred_block = is_power_of_two(optimal)    ? optimal
+                             : is_power_of_two(physical) ? physical
+                                                         : image->sector;
     image->rotational = is_rotational(image->key.device);
 }
 

@@ -19,8 +19,9 @@
 #define LOCK_PAUSE_NS 20000000
 
 static pthread_mutex_t images_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t images_changed = PTHREAD_COND_INITIALIZER; /* broadcast: an image was opened, or left the list */
-static struct image *images;                                     /* under images_lock */
+static pthread_cond_t images_changed =
+    PTHREAD_COND_INITIALIZER; /* broadcast: an image was opened, or left the list */
+static struct image *images;  /* under images_lock */
 
 /* Under images_lock. */
 static struct image *find_image(const struct image_key *key, bool readonly)
@@ -114,8 +115,8 @@ static struct image *find_or_add(const struct image_key *key, int path_fd, const
     return image;
 }
 
-static int get_once(int path_fd, const char *name, const struct image_options *options, struct image **result,
-                    char why[SOURCE_ERROR_SIZE])
+static int get_once(int path_fd, const char *name, const struct image_options *options,
+                    struct image **result, char why[SOURCE_ERROR_SIZE])
 {
     struct stat st;
 
@@ -160,8 +161,8 @@ static int get_once(int path_fd, const char *name, const struct image_options *o
 /* The locks of a killed program that used io_uring go away up to 60 ms after wait(2) has told of its death (seen on Linux
  * 6.18): a server that is restarted at once must not refuse its first client for that.
  */
-int image_get(int path_fd, const char *name, const struct image_options *options, struct image **result,
-              char why[SOURCE_ERROR_SIZE])
+int image_get(int path_fd, const char *name, const struct image_options *options,
+              struct image **result, char why[SOURCE_ERROR_SIZE])
 {
     const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
     int r = get_once(path_fd, name, options, result, why);

@@ -16,8 +16,8 @@
 #include <unistd.h>
 
 #include "plugin/disk/image.h"
-#include "plugin/disk/qemu-lock.h"
 #include "plugin/disk/log.h"
+#include "plugin/disk/qemu-lock.h"
 
 /* Left for connections (each takes three) when many images are open. */
 #define DESCRIPTOR_RESERVE 64
@@ -100,10 +100,12 @@ static int open_buffered(struct image *image, int path_fd, const char **why_read
             return image->buffered_fd;
         if (image->buffered_fd < 0) {
             image->readonly = true;
-            *why_readonly = image->inherited && fcntl(path_fd, F_GETFL) & O_APPEND ?
-                                "the descriptor was opened with O_APPEND, and the file cannot be opened again" :
-                                strerror(err);
-        } else if (image->key.block && ioctl(image->buffered_fd, BLKROGET, &is_readonly) == 0 && is_readonly) {
+            *why_readonly =
+                image->inherited && fcntl(path_fd, F_GETFL) & O_APPEND
+                    ? "the descriptor was opened with O_APPEND, and the file cannot be opened again"
+                    : strerror(err);
+        } else if (image->key.block && ioctl(image->buffered_fd, BLKROGET, &is_readonly) == 0 &&
+                   is_readonly) {
             /* open(2) lets a read-only block device be opened for writing; only the writes fail. */
             close(image->buffered_fd);
             image->readonly = true;
@@ -121,8 +123,8 @@ static void warn_of_page_cache(const struct image *image, int err)
     static _Atomic dev_t warned;
 
     if (atomic_exchange(&warned, image->key.device) != image->key.device)
-        log_warning("%s: cache=none is not possible here (O_DIRECT: %s), so the page cache is used", image->name,
-                    strerror(-err));
+        log_warning("%s: cache=none is not possible here (O_DIRECT: %s), so the page cache is used",
+                    image->name, strerror(-err));
 }
 
 /* With cache=none, opens image->fd with O_DIRECT and measures what that needs; if it is not to be had, says so. */
@@ -159,7 +161,8 @@ static bool is_one_too_many(const struct image *image)
            (rlim_t)image->buffered_fd + DESCRIPTOR_RESERVE > limit.rlim_cur;
 }
 
-int image_open(struct image *image, int path_fd, const struct image_options *options, char why[SOURCE_ERROR_SIZE])
+int image_open(struct image *image, int path_fd, const struct image_options *options,
+               char why[SOURCE_ERROR_SIZE])
 {
     const char *why_readonly;
 
@@ -183,10 +186,11 @@ int image_open(struct image *image, int path_fd, const struct image_options *opt
         return fail(why, image, "descriptors to flush it cannot be opened", r);
     if (why_readonly)
         log_warning("%s: served read-only: %s", image->name, why_readonly);
-    log_debug("%s: %s, %lld bytes, %s, %s, direct I/O alignment %u (memory %u), preferred block %u, %u flush descriptors",
-              image->name, image->key.block ? "block device" : "file", (long long)size,
-              image->readonly ? "read-only" : "read-write", image->direct ? "O_DIRECT" : "page cache", image->align,
-              image->mem_align, image->preferred_block, image->flush.count);
+    log_debug(
+        "%s: %s, %lld bytes, %s, %s, direct I/O alignment %u (memory %u), preferred block %u, %u flush descriptors",
+        image->name, image->key.block ? "block device" : "file", (long long)size,
+        image->readonly ? "read-only" : "read-write", image->direct ? "O_DIRECT" : "page cache",
+        image->align, image->mem_align, image->preferred_block, image->flush.count);
     return 0;
 }
 
@@ -221,7 +225,8 @@ void image_free(struct image *image)
     free(image);
 }
 
-struct image *image_new(const struct image_key *key, const char *name, const struct image_options *options)
+struct image *image_new(const struct image_key *key, const char *name,
+                        const struct image_options *options)
 {
     struct image *image = calloc(1, sizeof *image);
 

@@ -24,7 +24,7 @@
 
 /* What makes two descriptors the same disk. */
 struct image_key {
-    bool block;      /* then device is st_rdev and inode 0, for a block device may have several nodes */
+    bool block; /* then device is st_rdev and inode 0, for a block device may have several nodes */
     dev_t device;
     ino_t inode;
 };
@@ -42,16 +42,17 @@ struct image {
     struct image_key key;
     char *name; /* for messages */
     struct backend *backend;
-    bool readonly;      /* as served */
+    bool readonly;       /* as served */
     bool wants_readonly; /* as asked for: -r, or a filter */
     bool direct;
-    bool inherited;      /* from fd=: cannot always be reopened */
-    int fd;              /* O_DIRECT if direct; carries the locks */
-    int buffered_fd;     /* the same file through the page cache; == fd unless direct */
-    uint32_t align;      /* bytes, power of two: offset and length of direct I/O; 1 unless direct */
-    uint32_t mem_align;  /* bytes, power of two: memory of direct I/O */
-    uint32_t granule;    /* bytes, power of two, >= align: what fallocate can take without the page cache */
-    uint32_t sector;     /* bytes, power of two: unit of BLKZEROOUT and BLKDISCARD */
+    bool inherited;     /* from fd=: cannot always be reopened */
+    int fd;             /* O_DIRECT if direct; carries the locks */
+    int buffered_fd;    /* the same file through the page cache; == fd unless direct */
+    uint32_t align;     /* bytes, power of two: offset and length of direct I/O; 1 unless direct */
+    uint32_t mem_align; /* bytes, power of two: memory of direct I/O */
+    uint32_t
+        granule; /* bytes, power of two, >= align: what fallocate can take without the page cache */
+    uint32_t sector; /* bytes, power of two: unit of BLKZEROOUT and BLKDISCARD */
     uint32_t preferred_block;
     bool rotational;
 
@@ -70,10 +71,11 @@ struct image {
     _Atomic uint64_t size; /* bytes */
 
     /* Any thread, relaxed: hints and figures that order nothing else. */
-    atomic_bool dirty;     /* something was written since the last flush began */
-    atomic_bool no_dsync;  /* RWF_DSYNC is not to be had */
-    atomic_bool no_seek;   /* SEEK_DATA is not to be had */
-    _Atomic int can_punch, can_zero_range, can_allocate, can_zeroout, can_discard; /* enum ability */
+    atomic_bool dirty;    /* something was written since the last flush began */
+    atomic_bool no_dsync; /* RWF_DSYNC is not to be had */
+    atomic_bool no_seek;  /* SEEK_DATA is not to be had */
+    _Atomic int can_punch, can_zero_range, can_allocate, can_zeroout,
+        can_discard; /* enum ability */
 
     /* Under prefetch_lock. */
     pthread_mutex_t prefetch_lock;
@@ -102,8 +104,8 @@ struct image_options {
  * a line in `why`; -EBUSY (another program's lock) only after half a second.  Waits while another opens or closes this one, and
  * for no other image.  path_fd stays the caller's.  Nbdkit's threads; blocks.
  */
-int image_get(int path_fd, const char *name, const struct image_options *options, struct image **image,
-              char why[SOURCE_ERROR_SIZE]);
+int image_get(int path_fd, const char *name, const struct image_options *options,
+              struct image **image, char why[SOURCE_ERROR_SIZE]);
 
 /* Gives the reference back.  The last one flushes and closes the image, unless it is to be kept. */
 void image_put(struct image *image);
@@ -114,10 +116,12 @@ void image_close_all(void);
 /* --- image.c: one image; image_new to image_follow_size are for image-table.c --- */
 
 /* A closed one, or NULL when there is no memory. */
-struct image *image_new(const struct image_key *key, const char *name, const struct image_options *options);
+struct image *image_new(const struct image_key *key, const char *name,
+                        const struct image_options *options);
 
 /* Returns 0, or -errno and a line in `why`; then, too, image_close is owed.  Blocks. */
-int image_open(struct image *image, int path_fd, const struct image_options *options, char why[SOURCE_ERROR_SIZE]);
+int image_open(struct image *image, int path_fd, const struct image_options *options,
+               char why[SOURCE_ERROR_SIZE]);
 
 /* Ends what runs in the background, and closes every descriptor: the locks go with them.  Blocks. */
 void image_close(struct image *image);

@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "plugin/disk/image.h"
-#include "plugin/disk/qemu-lock.h"
 #include "plugin/disk/log.h"
+#include "plugin/disk/qemu-lock.h"
 
 #define USED 100
 #define UNSHARED 200
@@ -27,7 +27,8 @@ struct plan {
 /* A writer lets others read, but neither write nor resize. */
 static const struct plan writer = {
     .take = {USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE},
-    .refuse = {USED + WRITE, USED + RESIZE, UNSHARED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE},
+    .refuse = {USED + WRITE, USED + RESIZE, UNSHARED + CONSISTENT_READ, UNSHARED + WRITE,
+               UNSHARED + RESIZE},
 };
 
 static const struct plan reader = {
@@ -38,8 +39,8 @@ static const struct plan reader = {
 static int busy(const struct image *image, char *why)
 {
     snprintf(why, SOURCE_ERROR_SIZE,
-             "%s: in use by another program, which excludes serving it %s (locking=off overrides)", image->name,
-             image->readonly ? "at all" : "read-write");
+             "%s: in use by another program, which excludes serving it %s (locking=off overrides)",
+             image->name, image->readonly ? "at all" : "read-write");
     return -EBUSY;
 }
 
@@ -49,7 +50,8 @@ static int busy(const struct image *image, char *why)
 static int take_locks(const struct image *image, const struct plan *plan, char *why)
 {
     for (int i = 0; plan->take[i]; i++) {
-        struct flock byte = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = plan->take[i], .l_len = 1};
+        struct flock byte = {
+            .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = plan->take[i], .l_len = 1};
 
         if (fcntl(image->fd, F_OFD_SETLK, &byte) < 0) {
             if (errno == EAGAIN || errno == EACCES)
@@ -58,7 +60,8 @@ static int take_locks(const struct image *image, const struct plan *plan, char *
         }
     }
     for (int i = 0; plan->refuse[i]; i++) {
-        struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = plan->refuse[i], .l_len = 1};
+        struct flock byte = {
+            .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = plan->refuse[i], .l_len = 1};
 
         if (fcntl(image->fd, F_OFD_GETLK, &byte) < 0)
             return -errno;
@@ -79,7 +82,7 @@ int lock_image(const struct image *image, enum locking_mode mode, char why[SOURC
         log_debug("%s: served without locks: %s", image->name, strerror(-r));
         return 0;
     }
-    snprintf(why, SOURCE_ERROR_SIZE, "%s: cannot be locked: %s (locking=auto goes on without)", image->name,
-             strerror(-r));
+    snprintf(why, SOURCE_ERROR_SIZE, "%s: cannot be locked: %s (locking=auto goes on without)",
+             image->name, strerror(-r));
     return r;
 }

@@ -26,7 +26,8 @@ void range_lock_destroy(struct range_lock *ranges)
 static bool is_blocked(const struct range *range)
 {
     for (const struct range *other = range->prev; other; other = other->prev) {
-        if ((range->exclusive || other->exclusive) && range->start < other->end && other->start < range->end)
+        if ((range->exclusive || other->exclusive) && range->start < other->end &&
+            other->start < range->end)
             return true;
     }
     return false;

@@ -20,8 +20,8 @@
 /* Never written to: the kernel maps its pages to the one page of zeros when it reads them. */
 static char zeros[BOUNCE_MAX] __attribute__((aligned(4096)));
 
-static int do_io(struct image *image, enum request_op op, int fd, void *buf, uint64_t length, uint64_t offset,
-                 uint64_t *transferred)
+static int do_io(struct image *image, enum request_op op, int fd, void *buf, uint64_t length,
+                 uint64_t offset, uint64_t *transferred)
 {
     struct iovec iov = {.iov_base = buf, .iov_len = length};
     struct request request = {
@@ -51,7 +51,8 @@ static int read_buffered(struct image *image, void *buf, uint64_t length, uint64
  * Measured over NBD, 16 writes in flight on 4 connections: 1.3 times the rate and 0.6 of the processor time where the cache
  * has large folios, 0.96-1.02 times where it has single pages; on one connection 0.99-1.04. (One turn: 1.0 and 0.94.)
  */
-static int write_in_turn(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset)
+static int write_in_turn(struct image *image, int fd, const void *buf, uint64_t length,
+                         uint64_t offset)
 {
     while (sem_wait(&image->write_turns) < 0)
         assert(errno == EINTR);
@@ -60,7 +61,8 @@ static int write_in_turn(struct image *image, int fd, const void *buf, uint64_t 
     return r;
 }
 
-static int write_plain(struct image *image, int fd, const void *buf, uint64_t length, uint64_t offset, bool fua)
+static int write_plain(struct image *image, int fd, const void *buf, uint64_t length,
+                       uint64_t offset, bool fua)
 {
     if (fua)
         return flush_write_through(image, fd, buf, length, offset);
@@ -89,9 +91,11 @@ static bool memory_is_aligned(const struct image *image, const void *buf)
 }
 
 /* The next piece of a direct transfer: how long it is, and whether it can do without a bounce buffer. */
-static uint64_t next_piece(const struct image *image, const void *buf, uint64_t length, uint64_t offset, bool *in_place)
+static uint64_t next_piece(const struct image *image, const void *buf, uint64_t length,
+                           uint64_t offset, bool *in_place)
 {
-    *in_place = offset % image->align == 0 && length >= image->align && memory_is_aligned(image, buf);
+    *in_place =
+        offset % image->align == 0 && length >= image->align && memory_is_aligned(image, buf);
     if (*in_place)
         return align_down(length, image->align);
     uint64_t room = BOUNCE_MAX - offset % image->align;
@@ -129,8 +133,8 @@ int transfer_read(struct image *image, void *buf, uint64_t length, uint64_t offs
         bool in_place;
         uint64_t piece = next_piece(image, to, direct, offset, &in_place);
 
-        r = in_place ? do_io(image, REQUEST_READ, image->fd, to, piece, offset, NULL) :
-                       read_bounced(image, to, piece, offset);
+        r = in_place ? do_io(image, REQUEST_READ, image->fd, to, piece, offset, NULL)
+                     : read_bounced(image, to, piece, offset);
         to += piece;
         offset += piece;
         direct -= piece;
@@ -144,7 +148,8 @@ static int read_block(struct image *image, char *memory, uint64_t offset)
 }
 
 /* Under the range lock, exclusively if it reads. */
-static int write_bounced(struct image *image, const char *buf, uint64_t length, uint64_t offset, bool fua)
+static int write_bounced(struct image *image, const char *buf, uint64_t length, uint64_t offset,
+                         bool fua)
 {
     uint64_t start = align_down(offset, image->align);
     uint64_t end = align_up(offset + length, image->align);
@@ -167,22 +172,24 @@ static int write_bounced(struct image *image, const char *buf, uint64_t length, 
 }
 
 /* Under the range lock. */
-static int write_locked(struct image *image, const char *buf, uint64_t length, uint64_t offset, bool fua)
+static int write_locked(struct image *image, const char *buf, uint64_t length, uint64_t offset,
+                        bool fua)
 {
     uint64_t direct = direct_part(image, length, offset);
     bool in_place;
     int r = 0;
 
     /* A write that takes several calls is made durable by one flush, not by one for each. */
-    bool several = direct > 0 && (direct < length || next_piece(image, buf, direct, offset, &in_place) < direct);
+    bool several = direct > 0 &&
+                   (direct < length || next_piece(image, buf, direct, offset, &in_place) < direct);
     bool each_fua = fua && !several;
 
     length -= direct;
     while (direct > 0 && r == 0) {
         uint64_t piece = next_piece(image, buf, direct, offset, &in_place);
 
-        r = in_place ? write_plain(image, image->fd, buf, piece, offset, each_fua) :
-                       write_bounced(image, buf, piece, offset, each_fua);
+        r = in_place ? write_plain(image, image->fd, buf, piece, offset, each_fua)
+                     : write_bounced(image, buf, piece, offset, each_fua);
         buf += piece;
         offset += piece;
         direct -= piece;
@@ -199,7 +206,8 @@ static bool reads_first(const struct image *image, uint64_t length, uint64_t off
 {
     uint64_t direct = direct_part(image, length, offset);
 
-    return direct > 0 && (offset % image->align != 0 || (direct == length && (offset + length) % image->align != 0));
+    return direct > 0 && (offset % image->align != 0 ||
+                          (direct == length && (offset + length) % image->align != 0));
 }
 
 void transfer_lock(struct image *image, struct range *range, uint64_t length, uint64_t offset)

@@ -42,8 +42,8 @@ static int run_alone(struct image *image, struct request *request)
 }
 
 /* Tries one way on the range, unless it is known not to work; remembers what it learned. */
-static int try_way(struct image *image, _Atomic int *ability, enum request_op op, int mode, uint64_t length,
-                   uint64_t offset)
+static int try_way(struct image *image, _Atomic int *ability, enum request_op op, int mode,
+                   uint64_t length, uint64_t offset)
 {
     struct request request = {
         .op = op,
@@ -136,9 +136,11 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
 }
 
 /* The range in whole units: [*start, *end).  The end of the disk counts as the end of a unit. */
-static void whole_units(const struct image *image, uint64_t length, uint64_t offset, uint64_t *start, uint64_t *end)
+static void whole_units(const struct image *image, uint64_t length, uint64_t offset,
+                        uint64_t *start, uint64_t *end)
 {
-    uint64_t unit = image->key.block && image->granule < image->sector ? image->sector : image->granule;
+    uint64_t unit =
+        image->key.block && image->granule < image->sector ? image->sector : image->granule;
 
     *start = align_up(offset, unit);
     *end = offset + length;
@@ -165,7 +167,8 @@ static int zero_locked(struct image *image, uint64_t length, uint64_t offset, un
     while (r == 0 && start < end) {
         uint64_t step = end - start < STEP_BYTES ? end - start : STEP_BYTES;
 
-        r = image->key.block ? zero_device_step(image, step, start, flags) : zero_file_step(image, step, start, flags);
+        r = image->key.block ? zero_device_step(image, step, start, flags)
+                             : zero_file_step(image, step, start, flags);
         if (steps_down(r)) {
             if (flags & ZERO_FAST)
                 return -EOPNOTSUPP;
@@ -217,8 +220,8 @@ static int trim_locked(struct image *image, uint64_t start, uint64_t end)
     while (r == 0 && start < end) {
         uint64_t step = end - start < STEP_BYTES ? end - start : STEP_BYTES;
 
-        r = image->key.block ? try_way(image, &image->can_discard, REQUEST_DISCARD, 0, step, start) :
-                               punch(image, step, start);
+        r = image->key.block ? try_way(image, &image->can_discard, REQUEST_DISCARD, 0, step, start)
+                             : punch(image, step, start);
         /* A trim is a hint. */
         if (steps_down(r))
             return 0;

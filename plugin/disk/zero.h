@@ -9,7 +9,9 @@ struct image;
 
 enum zero_flags {
     ZERO_MAY_TRIM = 1 << 0, /* a hole is as good as zeros */
-    ZERO_FAST = 1 << 1,     /* only if no zeros need be written, by us or by the kernel: else -EOPNOTSUPP, nothing touched */
+    ZERO_FAST =
+        1
+        << 1, /* only if no zeros need be written, by us or by the kernel: else -EOPNOTSUPP, nothing touched */
     ZERO_FUA = 1 << 2,
 };
 

@@ -63,8 +63,13 @@ static void prepare(struct slot *slot)
 {
     slot->random = slot->random * 6364136223846793005u + 1442695040888963407u;
     slot->iov = (struct iovec){slot->data, BLOCK};
-    slot->request = (struct request){.op = bench.op, .fd = bench.fd, .length = BLOCK, .iov = &slot->iov, .iovcnt = 1,
-                                     .offset = (slot->random >> 20) % bench.blocks * BLOCK, .done = done};
+    slot->request = (struct request){.op = bench.op,
+                                     .fd = bench.fd,
+                                     .length = BLOCK,
+                                     .iov = &slot->iov,
+                                     .iovcnt = 1,
+                                     .offset = (slot->random >> 20) % bench.blocks * BLOCK,
+                                     .done = done};
 }
 
 static void submit(struct slot *slot)

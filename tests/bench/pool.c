@@ -171,7 +171,9 @@ static void uv_submit(struct slot *slot)
         abort();
 }
 
-static void uv_finish(void) {}
+static void uv_finish(void)
+{
+}
 
 static void run_libuv(void)
 {
@@ -253,7 +255,7 @@ static const struct subject {
 /* --- Measuring in a child, rounds, and the table --- */
 
 struct result {
-    double rate;         /* tasks per second */
+    double rate; /* tasks per second */
     double p50_us, p99_us;
     double burst_ms;
 };
@@ -329,7 +331,8 @@ static double value_of(const struct result *result, enum column column)
 }
 
 /* One row: each pool's median, and ours over each of the others, round by round (above 1 is better for us). */
-static void print_row(const char *name, enum column column, struct result results[SUBJECTS][MAX_ROUNDS])
+static void print_row(const char *name, enum column column,
+                      struct result results[SUBJECTS][MAX_ROUNDS])
 {
     double values[MAX_ROUNDS];
     printf("%-34s", name);
@@ -340,7 +343,8 @@ static void print_row(const char *name, enum column column, struct result result
     }
     for (unsigned s = 1; s < SUBJECTS; s++) {
         for (unsigned r = 0; r < rounds; r++) {
-            double ours = value_of(&results[0][r], column), theirs = value_of(&results[s][r], column);
+            double ours = value_of(&results[0][r], column),
+                   theirs = value_of(&results[s][r], column);
             values[r] = column == RATE ? ours / theirs : theirs / ours;
         }
         printf(" %9.2fx", median(values));
@@ -348,7 +352,8 @@ static void print_row(const char *name, enum column column, struct result result
     printf("\n");
 }
 
-static void run_rounds(unsigned in_flight, uint64_t spin_ns, bool burst, struct result results[SUBJECTS][MAX_ROUNDS])
+static void run_rounds(unsigned in_flight, uint64_t spin_ns, bool burst,
+                       struct result results[SUBJECTS][MAX_ROUNDS])
 {
     for (unsigned r = 0; r < rounds; r++)
         for (unsigned i = 0; i < SUBJECTS; i++) {
@@ -362,9 +367,11 @@ static void print_table(void)
     static struct result results[SUBJECTS][MAX_ROUNDS];
     static const unsigned in_flight[] = {1, 16, 64};
     char name[64];
-    printf("%u threads, %u rounds of %u ms, medians; ratios above 1 mean that aiodisk is better\n\n", threads, rounds,
-           runtime_ms);
-    printf("%-34s %11s %11s %11s %10s %10s\n", "", "aiodisk", "libuv", "GLib", "to libuv", "to GLib");
+    printf(
+        "%u threads, %u rounds of %u ms, medians; ratios above 1 mean that aiodisk is better\n\n",
+        threads, rounds, runtime_ms);
+    printf("%-34s %11s %11s %11s %10s %10s\n", "", "aiodisk", "libuv", "GLib", "to libuv",
+           "to GLib");
     for (unsigned spin_us = 0; spin_us <= 10; spin_us += 10)
         for (unsigned i = 0; i < 3; i++) {
             run_rounds(in_flight[i], spin_us * 1000, false, results);
@@ -372,7 +379,8 @@ static void print_table(void)
                 print_row("hand-off, 1 in flight: p50 us", P50, results);
                 print_row("hand-off, 1 in flight: p99 us", P99, results);
             }
-            snprintf(name, sizeof name, "%s tasks/s, %u in flight", spin_us ? "10 us" : "empty", in_flight[i]);
+            snprintf(name, sizeof name, "%s tasks/s, %u in flight", spin_us ? "10 us" : "empty",
+                     in_flight[i]);
             print_row(name, RATE, results);
         }
     threads = MAX_IN_FLIGHT;
@@ -388,7 +396,8 @@ static void print_helping(void)
         p50[r] = result.p50_us;
         p99[r] = result.p99_us;
     }
-    printf("\naiodisk, a caller that waits runs its own task: p50 %.2f us, p99 %.2f us\n", median(p50), median(p99));
+    printf("\naiodisk, a caller that waits runs its own task: p50 %.2f us, p99 %.2f us\n",
+           median(p50), median(p99));
 }
 
 static unsigned parse(const char *name, const char *text, unsigned max)
@@ -396,7 +405,8 @@ static unsigned parse(const char *name, const char *text, unsigned max)
     char *end;
     unsigned long value = strtoul(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || value < 1 || value > max) {
-        fprintf(stderr, "bench-pool: --%s=%s: must be a number between 1 and %u\n", name, text, max);
+        fprintf(stderr, "bench-pool: --%s=%s: must be a number between 1 and %u\n", name, text,
+                max);
         exit(1);
     }
     return (unsigned)value;
@@ -422,7 +432,8 @@ int main(int argc, char **argv)
             return 1;
     }
     if (optind < argc) {
-        fprintf(stderr, "bench-pool: %s: takes only --rounds, --threads and --runtime (ms)\n", argv[optind]);
+        fprintf(stderr, "bench-pool: %s: takes only --rounds, --threads and --runtime (ms)\n",
+                argv[optind]);
         return 1;
     }
     print_helping();

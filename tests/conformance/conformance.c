@@ -37,7 +37,8 @@
 #define FAST LIBNBD_CMD_FLAG_FAST_ZERO
 
 enum kind { READ, WRITE, ZERO, TRIM, STATUS, CACHE, FLUSH };
-static const char *const kind_names[] = {"read", "write", "zero", "trim", "block status", "cache", "flush"};
+static const char *const kind_names[] = {"read",         "write", "zero", "trim",
+                                         "block status", "cache", "flush"};
 
 struct op {
     enum kind kind;
@@ -60,7 +61,8 @@ static bool sparse;
 /* The model. */
 static uint64_t size;
 static uint8_t *data;
-static bool *trimmed; /* reads as zero or as what it was, until somebody has looked or it is written again */
+static bool *
+    trimmed; /* reads as zero or as what it was, until somebody has looked or it is written again */
 
 static uint64_t rnd(uint64_t below)
 {
@@ -80,15 +82,17 @@ static void print_history(uint64_t offset)
         const struct op *op = &history[n % HISTORY];
         if (op->offset >= end || op->offset + op->length <= start)
             continue;
-        fprintf(stderr, "  #%" PRIu64 ": %s%s%s%s [%" PRIu64 ", %" PRIu64 ")%s\n", n, kind_names[op->kind],
-                op->flags & FUA ? " FUA" : "", op->flags & NO_HOLE ? " no-hole" : "", op->flags & FAST ? " fast" : "",
-                op->offset, op->offset + op->length,
+        fprintf(stderr, "  #%" PRIu64 ": %s%s%s%s [%" PRIu64 ", %" PRIu64 ")%s\n", n,
+                kind_names[op->kind], op->flags & FUA ? " FUA" : "",
+                op->flags & NO_HOLE ? " no-hole" : "", op->flags & FAST ? " fast" : "", op->offset,
+                op->offset + op->length,
                 offset >= op->offset && offset < op->offset + op->length ? "" : " (next door)");
         left--;
     }
 }
 
-__attribute__((noreturn, format(printf, 2, 3))) static void fail_at(uint64_t offset, const char *format, ...)
+__attribute__((noreturn, format(printf, 2, 3))) static void fail_at(uint64_t offset,
+                                                                    const char *format, ...)
 {
     va_list args;
 
@@ -124,14 +128,17 @@ static void check_zeros(uint64_t start, uint64_t end)
         if (data[at] == 0)
             continue;
         if (!trimmed[at])
-            fail_at(at, "block status says that [%" PRIu64 ", %" PRIu64 ") reads as zeros, but byte %" PRIu64 " is 0x%02x", start,
-                    end, at, data[at]);
+            fail_at(at,
+                    "block status says that [%" PRIu64 ", %" PRIu64
+                    ") reads as zeros, but byte %" PRIu64 " is 0x%02x",
+                    start, end, at, data[at]);
         data[at] = 0;
     }
 }
 
 /* Nobody modifies the range while the request is in flight, so the model is up to date there. */
-static int got_extents(void *opaque, const char *context, uint64_t offset, uint32_t *entries, size_t n, int *error)
+static int got_extents(void *opaque, const char *context, uint64_t offset, uint32_t *entries,
+                       size_t n, int *error)
 {
     struct op *op = opaque;
     uint64_t at = op->offset, end = op->offset + op->length;
@@ -139,7 +146,8 @@ static int got_extents(void *opaque, const char *context, uint64_t offset, uint3
     if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0)
         return 0;
     if (offset != at || n < 2 || *error)
-        fail_at(at, "block status at %" PRIu64 " answered with %zu entries at %" PRIu64, at, n / 2, offset);
+        fail_at(at, "block status at %" PRIu64 " answered with %zu entries at %" PRIu64, at, n / 2,
+                offset);
     for (size_t i = 0; i + 1 < n && at < end; i += 2) {
         uint64_t next = at + entries[i] < end ? at + entries[i] : end;
         if (entries[i] == 0)
@@ -147,7 +155,8 @@ static int got_extents(void *opaque, const char *context, uint64_t offset, uint3
         if (entries[i + 1] & (LIBNBD_STATE_HOLE | LIBNBD_STATE_ZERO))
             check_zeros(at, next);
         else if (sparse && issued == 1)
-            fail_at(at, "nothing was written yet, and block status says there is data at %" PRIu64, at);
+            fail_at(at, "nothing was written yet, and block status says there is data at %" PRIu64,
+                    at);
         at = next;
     }
     op->extents += n / 2;
@@ -177,13 +186,20 @@ static int64_t submit(struct nbd_handle *h, struct op *op)
     nbd_extent_callback extents = {.callback = got_extents, .user_data = op};
 
     switch (op->kind) {
-    case READ: return nbd_aio_pread(h, op->buffer, op->length, op->offset, done, op->flags);
-    case WRITE: return nbd_aio_pwrite(h, op->buffer, op->length, op->offset, done, op->flags);
-    case ZERO: return nbd_aio_zero(h, op->length, op->offset, done, op->flags);
-    case TRIM: return nbd_aio_trim(h, op->length, op->offset, done, op->flags);
-    case STATUS: return nbd_aio_block_status(h, op->length, op->offset, extents, done, op->flags);
-    case CACHE: return nbd_aio_cache(h, op->length, op->offset, done, op->flags);
-    default: return nbd_aio_flush(h, done, 0);
+    case READ:
+        return nbd_aio_pread(h, op->buffer, op->length, op->offset, done, op->flags);
+    case WRITE:
+        return nbd_aio_pwrite(h, op->buffer, op->length, op->offset, done, op->flags);
+    case ZERO:
+        return nbd_aio_zero(h, op->length, op->offset, done, op->flags);
+    case TRIM:
+        return nbd_aio_trim(h, op->length, op->offset, done, op->flags);
+    case STATUS:
+        return nbd_aio_block_status(h, op->length, op->offset, extents, done, op->flags);
+    case CACHE:
+        return nbd_aio_cache(h, op->length, op->offset, done, op->flags);
+    default:
+        return nbd_aio_flush(h, done, 0);
     }
 }
 
@@ -210,8 +226,10 @@ static void check_read(const struct op *op)
         for (uint64_t i = 0; i < op->length; i++) {
             uint64_t at = op->offset + i;
             if (got[i] != data[at] && !(trimmed[at] && got[i] == 0))
-                fail_at(at, "read of %" PRIu64 " at %" PRIu64 ": byte %" PRIu64 " is 0x%02x, expected 0x%02x%s", op->length,
-                        op->offset, at, got[i], data[at], trimmed[at] ? " or 0" : "");
+                fail_at(at,
+                        "read of %" PRIu64 " at %" PRIu64 ": byte %" PRIu64
+                        " is 0x%02x, expected 0x%02x%s",
+                        op->length, op->offset, at, got[i], data[at], trimmed[at] ? " or 0" : "");
             data[at] = got[i];
         }
     }
@@ -223,14 +241,14 @@ static void check_read(const struct op *op)
 static void retire(struct op *op)
 {
     bool outside = op->offset > size || op->length > size - op->offset;
-    bool may_fail = outside || op->length == 0 ? op->error == EINVAL || op->error == ENOSPC :
-                                                 op->error == EOPNOTSUPP && op->flags & FAST;
+    bool may_fail = outside || op->length == 0 ? op->error == EINVAL || op->error == ENOSPC
+                                               : op->error == EOPNOTSUPP && op->flags & FAST;
 
     op->busy = false;
     in_flight--;
     if (op->error ? !may_fail : outside)
-        fail_at(op->offset, "%s of %" PRIu64 " at %" PRIu64 ": %s", kind_names[op->kind], op->length, op->offset,
-                op->error ? strerror(op->error) : "done, outside the disk");
+        fail_at(op->offset, "%s of %" PRIu64 " at %" PRIu64 ": %s", kind_names[op->kind],
+                op->length, op->offset, op->error ? strerror(op->error) : "done, outside the disk");
     refused += op->error != 0;
     if (op->error)
         return;
@@ -242,7 +260,8 @@ static void retire(struct op *op)
         memset(data + op->offset, 0, op->length);
     if (modifies(op->kind))
         memset(trimmed + op->offset, op->kind == TRIM, op->length);
-    if (op->kind == STATUS && op->length > 0 && (op->extents == 0 || (op->flags & LIBNBD_CMD_FLAG_REQ_ONE && op->extents > 1)))
+    if (op->kind == STATUS && op->length > 0 &&
+        (op->extents == 0 || (op->flags & LIBNBD_CMD_FLAG_REQ_ONE && op->extents > 1)))
         fail_at(op->offset, "block status at %" PRIu64 " told %u extents", op->offset, op->extents);
 }
 
@@ -260,7 +279,8 @@ static void move_on(void)
     int n = poll(fds, CONNECTIONS, ANSWER_TIMEOUT);
     for (const struct op *op = ops; n == 0 && op < ops + OPS; op++)
         if (op->busy)
-            fail_at(op->offset, "no answer to a %s of %" PRIu64 " at %" PRIu64, kind_names[op->kind], op->length, op->offset);
+            fail_at(op->offset, "no answer to a %s of %" PRIu64 " at %" PRIu64,
+                    kind_names[op->kind], op->length, op->offset);
     for (int i = 0; i < CONNECTIONS; i++) {
         struct nbd_handle *h = connections[i];
         int r = 0;
@@ -303,9 +323,21 @@ static void look_around(uint64_t offset, uint64_t length)
 static void every_alignment(void)
 {
     static const unsigned odd[] = {0, 1, 511, 512, 513, 4095, 4096, 4097, 65537};
-    static const struct { enum kind kind; uint32_t flags; } ways[] = {
-        {WRITE, 0}, {ZERO, 0}, {WRITE, FUA}, {ZERO, NO_HOLE}, {ZERO, FAST}, {WRITE, 0}, {TRIM, 0}, {ZERO, FAST | NO_HOLE},
-        {WRITE, 0}, {TRIM, FUA}, {ZERO, FUA | NO_HOLE},
+    static const struct {
+        enum kind kind;
+        uint32_t flags;
+    } ways[] = {
+        {WRITE, 0},
+        {ZERO, 0},
+        {WRITE, FUA},
+        {ZERO, NO_HOLE},
+        {ZERO, FAST},
+        {WRITE, 0},
+        {TRIM, 0},
+        {ZERO, FAST | NO_HOLE},
+        {WRITE, 0},
+        {TRIM, FUA},
+        {ZERO, FUA | NO_HOLE},
     };
 
     for (unsigned i = 0, n = 0; i < 9; i++) {
@@ -321,26 +353,65 @@ static void every_alignment(void)
 
 static const struct {
     const char *name;
-    struct { enum kind kind; uint32_t flags; int64_t offset, length; } steps[12];
+    struct {
+        enum kind kind;
+        uint32_t flags;
+        int64_t offset, length;
+    } steps[12];
 } cases[] = {
     {"a new disk", {{STATUS, 0, 0, ALL}, {READ, 0, 0, ALL}}},
-    {"0 bytes", {{READ, 0, 5, 0}, {WRITE, 0, 5, 0}, {ZERO, 0, 5, 0}, {TRIM, 0, 5, 0}, {STATUS, 0, 5, 0}, {CACHE, 0, 5, 0}}},
-    {"the largest", {{WRITE, 0, 0, ALL}, {ZERO, 0, 1001, ALL}, {WRITE, FUA, 1, ALL}, {TRIM, 0, 4097, ALL},
-                     {CACHE, 0, 1, ALL}, {WRITE, 0, 0, ALL}}},
-    {"the last bytes", {{WRITE, 0, END - 1, 1}, {ZERO, 0, END - 1, 1}, {WRITE, 0, END - 30000, 30000},
-                        {ZERO, NO_HOLE, END - 777, 777}, {WRITE, FUA, END - 778, 300}, {TRIM, 0, END - 4097, 4097},
-                        {WRITE, 0, END - 10000, 9999}, {ZERO, FAST, END - 8192, 8192}, {ZERO, 0, END - 512, 100}}},
-    {"past the end", {{READ, 0, END, 1}, {WRITE, 0, END, 1}, {READ, 0, END - 1, 2}, {WRITE, 0, END - 1, 2},
-                      {ZERO, 0, END - 4096, 8192}, {TRIM, 0, END - 1, 2}, {STATUS, 0, END, 512}, {CACHE, 0, END - 1, 2},
-                      {READ, 0, ALL - 512, 512}, {WRITE, 0, ALL - 512, 513}, {ZERO, NO_HOLE, ALL - 5, 5}}},
-    {"flush, FUA", {{WRITE, 0, 3000, 5000}, {FLUSH, 0, 0, 0}, {WRITE, FUA, 6000, 5000}, {ZERO, FUA, 7, 9000},
-                    {TRIM, FUA, 8192, 9000}, {ZERO, FUA | NO_HOLE, 8000, 4096}, {FLUSH, 0, 0, 0}, {FLUSH, 0, 0, 0}}},
+    {"0 bytes",
+     {{READ, 0, 5, 0},
+      {WRITE, 0, 5, 0},
+      {ZERO, 0, 5, 0},
+      {TRIM, 0, 5, 0},
+      {STATUS, 0, 5, 0},
+      {CACHE, 0, 5, 0}}},
+    {"the largest",
+     {{WRITE, 0, 0, ALL},
+      {ZERO, 0, 1001, ALL},
+      {WRITE, FUA, 1, ALL},
+      {TRIM, 0, 4097, ALL},
+      {CACHE, 0, 1, ALL},
+      {WRITE, 0, 0, ALL}}},
+    {"the last bytes",
+     {{WRITE, 0, END - 1, 1},
+      {ZERO, 0, END - 1, 1},
+      {WRITE, 0, END - 30000, 30000},
+      {ZERO, NO_HOLE, END - 777, 777},
+      {WRITE, FUA, END - 778, 300},
+      {TRIM, 0, END - 4097, 4097},
+      {WRITE, 0, END - 10000, 9999},
+      {ZERO, FAST, END - 8192, 8192},
+      {ZERO, 0, END - 512, 100}}},
+    {"past the end",
+     {{READ, 0, END, 1},
+      {WRITE, 0, END, 1},
+      {READ, 0, END - 1, 2},
+      {WRITE, 0, END - 1, 2},
+      {ZERO, 0, END - 4096, 8192},
+      {TRIM, 0, END - 1, 2},
+      {STATUS, 0, END, 512},
+      {CACHE, 0, END - 1, 2},
+      {READ, 0, ALL - 512, 512},
+      {WRITE, 0, ALL - 512, 513},
+      {ZERO, NO_HOLE, ALL - 5, 5}}},
+    {"flush, FUA",
+     {{WRITE, 0, 3000, 5000},
+      {FLUSH, 0, 0, 0},
+      {WRITE, FUA, 6000, 5000},
+      {ZERO, FUA, 7, 9000},
+      {TRIM, FUA, 8192, 9000},
+      {ZERO, FUA | NO_HOLE, 8000, 4096},
+      {FLUSH, 0, 0, 0},
+      {FLUSH, 0, 0, 0}}},
 };
 
 static void run_cases(void)
 {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        for (int n = 0; n < 12 && (n == 0 || cases[i].steps[n].kind || cases[i].steps[n].length); n++) {
+        for (int n = 0; n < 12 && (n == 0 || cases[i].steps[n].kind || cases[i].steps[n].length);
+             n++) {
             int64_t from = cases[i].steps[n].offset, count = cases[i].steps[n].length;
             uint64_t offset = from < 0 ? size + (from - END) : (uint64_t)from, length = count;
 
@@ -358,19 +429,28 @@ static void run_cases(void)
 
 /* --- Random operations --- */
 
-static const struct { enum kind kind; uint32_t flags; unsigned weight; } mix[] = {
-    {READ, 0, 28}, {WRITE, 0, 32}, {WRITE, FUA, 3}, {ZERO, 0, 4}, {ZERO, NO_HOLE, 4}, {ZERO, FUA, 1}, {ZERO, FAST, 3},
-    {ZERO, FAST | NO_HOLE, 3}, {TRIM, 0, 6}, {TRIM, FUA, 1}, {STATUS, 0, 8}, {STATUS, LIBNBD_CMD_FLAG_REQ_ONE, 2},
-    {CACHE, 0, 2}, {FLUSH, 0, 3},
+static const struct {
+    enum kind kind;
+    uint32_t flags;
+    unsigned weight;
+} mix[] = {
+    {READ, 0, 28},      {WRITE, 0, 32}, {WRITE, FUA, 3}, {ZERO, 0, 4},
+    {ZERO, NO_HOLE, 4}, {ZERO, FUA, 1}, {ZERO, FAST, 3}, {ZERO, FAST | NO_HOLE, 3},
+    {TRIM, 0, 6},       {TRIM, FUA, 1}, {STATUS, 0, 8},  {STATUS, LIBNBD_CMD_FLAG_REQ_ONE, 2},
+    {CACHE, 0, 2},      {FLUSH, 0, 3},
 };
 
 static uint64_t random_length(void)
 {
     switch (rnd(100)) {
-    case 0 ... 39: return 1 + rnd(600);
-    case 40 ... 59: return (uint64_t)512 << rnd(8);
-    case 60 ... 98: return 1 + rnd((uint64_t)64 << rnd(13));
-    default: return MiB + rnd(3 * MiB);
+    case 0 ... 39:
+        return 1 + rnd(600);
+    case 40 ... 59:
+        return (uint64_t)512 << rnd(8);
+    case 60 ... 98:
+        return 1 + rnd((uint64_t)64 << rnd(13));
+    default:
+        return MiB + rnd(3 * MiB);
     }
 }
 
@@ -379,11 +459,17 @@ static uint64_t random_offset(uint64_t length)
     const struct op *other = &ops[rnd(OPS)];
 
     switch (rnd(100)) {
-    case 0 ... 24: return other->offset + other->length; /* next door to what is in flight, or was a moment ago */
-    case 25 ... 49: return other->offset - length;
-    case 50 ... 59: return size - length - rnd(2) * rnd(9000);
-    case 60 ... 74: return size / 2 + rnd(262144);
-    default: return rnd(size);
+    case 0 ... 24:
+        return other->offset +
+               other->length; /* next door to what is in flight, or was a moment ago */
+    case 25 ... 49:
+        return other->offset - length;
+    case 50 ... 59:
+        return size - length - rnd(2) * rnd(9000);
+    case 60 ... 74:
+        return size / 2 + rnd(262144);
+    default:
+        return rnd(size);
     }
 }
 
@@ -391,8 +477,10 @@ static uint64_t random_offset(uint64_t length)
 static bool is_taken(const struct op *wanted)
 {
     for (const struct op *op = ops; op < ops + OPS; op++)
-        if (op->busy && op->kind < CACHE && wanted->kind < CACHE && (modifies(op->kind) || modifies(wanted->kind)) &&
-            op->offset < wanted->offset + wanted->length && wanted->offset < op->offset + op->length)
+        if (op->busy && op->kind < CACHE && wanted->kind < CACHE &&
+            (modifies(op->kind) || modifies(wanted->kind)) &&
+            op->offset < wanted->offset + wanted->length &&
+            wanted->offset < op->offset + op->length)
             return true;
     return false;
 }
@@ -458,12 +546,14 @@ static void connect_all(const char *uri)
 {
     for (int i = 0; i < CONNECTIONS; i++) {
         struct nbd_handle *h = connections[i] = nbd_create();
-        if (!h || nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 || nbd_set_strict_mode(h, 0) < 0 ||
-            nbd_connect_uri(h, uri) < 0)
+        if (!h || nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+            nbd_set_strict_mode(h, 0) < 0 || nbd_connect_uri(h, uri) < 0)
             fail_at(0, "connecting: %s", nbd_get_error());
-        if (nbd_can_multi_conn(h) != 1 || nbd_can_flush(h) != 1 || nbd_can_fua(h) != 1 || nbd_can_trim(h) != 1 ||
-            nbd_can_zero(h) != 1 || nbd_can_fast_zero(h) != 1 || nbd_can_cache(h) != 1 || nbd_is_read_only(h) != 0 ||
-            nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) != 1 || nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM) != 1)
+        if (nbd_can_multi_conn(h) != 1 || nbd_can_flush(h) != 1 || nbd_can_fua(h) != 1 ||
+            nbd_can_trim(h) != 1 || nbd_can_zero(h) != 1 || nbd_can_fast_zero(h) != 1 ||
+            nbd_can_cache(h) != 1 || nbd_is_read_only(h) != 0 ||
+            nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) != 1 ||
+            nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM) != 1)
             fail_at(0, "something is not offered that should be");
     }
     int64_t bytes = nbd_get_size(connections[0]);

@@ -25,7 +25,8 @@
 #define CHECK(condition) \
     do { \
         if (!(condition)) { \
-            fprintf(stderr, "%s:%d: %s: not true: %s\n", __FILE__, __LINE__, __func__, #condition); \
+            fprintf(stderr, "%s:%d: %s: not true: %s\n", __FILE__, __LINE__, __func__, \
+                    #condition); \
             abort(); \
         } \
     } while (0)
@@ -118,7 +119,8 @@ static inline void job_done(struct task *task)
         atomic_fetch_add(total, 1);
 }
 
-static inline void job_init(struct job *job, enum pool_lane lane, struct gate *gate, _Atomic unsigned *total)
+static inline void job_init(struct job *job, enum pool_lane lane, struct gate *gate,
+                            _Atomic unsigned *total)
 {
     memset(job, 0, sizeof *job);
     job->task.run = job_run;
@@ -128,7 +130,8 @@ static inline void job_init(struct job *job, enum pool_lane lane, struct gate *g
     job->total = total;
 }
 
-static inline struct job *jobs_new(unsigned n, enum pool_lane lane, struct gate *gate, _Atomic unsigned *total)
+static inline struct job *jobs_new(unsigned n, enum pool_lane lane, struct gate *gate,
+                                   _Atomic unsigned *total)
 {
     struct job *jobs = malloc(n * sizeof *jobs);
     CHECK(jobs);
@@ -183,7 +186,8 @@ static inline void check_totals(struct pool *pool)
 {
     WAIT_UNTIL(counters_of(pool).running == 0);
     struct pool_counters c = counters_of(pool);
-    CHECK(c.submitted == c.worker_runs + c.helped + c.taken_back + c.stranded_runs + c.stranded_errors + c.cancelled);
+    CHECK(c.submitted == c.worker_runs + c.helped + c.taken_back + c.stranded_runs +
+                             c.stranded_errors + c.cancelled);
     CHECK(c.queued == 0 && c.running_slow == 0);
 }
 

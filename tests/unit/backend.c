@@ -21,11 +21,11 @@
 /* --- Disturbances: each test sets what it wants, set_up clears it --- */
 
 static struct {
-    _Atomic unsigned submit_every; /* every so manieth submission is disturbed; 0: none */
-    _Atomic int submit_error;      /* what it returns; 0: takes only a part of the batch */
-    _Atomic unsigned result_every; /* as above, for completions */
-    _Atomic int result_error;      /* what it becomes; 0: a short transfer */
-    _Atomic int setup_error;       /* what making a ring returns; 0: works */
+    _Atomic unsigned submit_every;         /* every so manieth submission is disturbed; 0: none */
+    _Atomic int submit_error;              /* what it returns; 0: takes only a part of the batch */
+    _Atomic unsigned result_every;         /* as above, for completions */
+    _Atomic int result_error;              /* what it becomes; 0: a short transfer */
+    _Atomic int setup_error;               /* what making a ring returns; 0: works */
     _Atomic unsigned submissions, results; /* how many there were */
 } faults;
 
@@ -112,9 +112,12 @@ int __wrap_io_setup(int depth, io_context_t *context)
     return error ? error : __real_io_setup(depth, context);
 }
 
-int __real_io_uring_queue_init_params(unsigned depth, struct io_uring *ring, struct io_uring_params *params);
-int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring, struct io_uring_params *params);
-int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring, struct io_uring_params *params)
+int __real_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
+                                      struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
+                                      struct io_uring_params *params);
+int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
+                                      struct io_uring_params *params)
 {
     int error = atomic_load(&faults.setup_error);
     return error ? error : __real_io_uring_queue_init_params(depth, ring, params);
@@ -142,8 +145,11 @@ static void open_backend(struct bench *b, unsigned queue_depth, bool direct)
     memset(b, 0, sizeof *b);
     CHECK(loop_new(&b->loop) == 0);
     CHECK(pool_new(b->loop, &pool, &b->pool) == 0);
-    struct backend_config config = {
-        .loop = b->loop, .pool = b->pool, .queue_depth = queue_depth, .direct = direct, .try_cached = !direct};
+    struct backend_config config = {.loop = b->loop,
+                                    .pool = b->pool,
+                                    .queue_depth = queue_depth,
+                                    .direct = direct,
+                                    .try_cached = !direct};
     CHECK(backend_open(name, &config, &b->backend, why, sizeof why) == 0);
     const char *directory = getenv("TMPDIR");
     char path[512];
@@ -176,13 +182,21 @@ static unsigned char *blocks_new(unsigned count)
     return p;
 }
 
-static int transfer(struct bench *b, enum request_op op, unsigned flags, void *data, uint64_t length, uint64_t offset)
+static int transfer(struct bench *b, enum request_op op, unsigned flags, void *data,
+                    uint64_t length, uint64_t offset)
 {
     /* In three pieces, where it is long enough: the continuation has to find its place in them. */
     uint64_t piece = length / 3 / BLOCK * BLOCK;
-    struct iovec iov[3] = {{data, piece}, {(char *)data + piece, piece}, {(char *)data + 2 * piece, length - 2 * piece}};
-    struct request request = {.op = op, .flags = b->flags | flags, .fd = b->fd, .offset = offset, .length = length,
-                              .iov = piece ? iov : iov + 2, .iovcnt = piece ? 3 : 1};
+    struct iovec iov[3] = {{data, piece},
+                           {(char *)data + piece, piece},
+                           {(char *)data + 2 * piece, length - 2 * piece}};
+    struct request request = {.op = op,
+                              .flags = b->flags | flags,
+                              .fd = b->fd,
+                              .offset = offset,
+                              .length = length,
+                              .iov = piece ? iov : iov + 2,
+                              .iovcnt = piece ? 3 : 1};
     int r = backend_run(b->backend, &request);
     CHECK(r != 0 || request.transferred == length);
     return r;
@@ -190,7 +204,8 @@ static int transfer(struct bench *b, enum request_op op, unsigned flags, void *d
 
 static int simple(struct bench *b, enum request_op op, int mode, uint64_t offset, uint64_t length)
 {
-    struct request request = {.op = op, .fd = b->fd, .mode = mode, .offset = offset, .length = length};
+    struct request request = {
+        .op = op, .fd = b->fd, .mode = mode, .offset = offset, .length = length};
     return backend_run(b->backend, &request);
 }
 
@@ -214,14 +229,16 @@ static void *write_and_read(void *opaque)
 
     for (unsigned i = 0; i < w->operations; i++) {
         unsigned count = 1 + (unsigned)rand_r(&seed) % 16;
-        uint64_t offset = w->index * PART + (unsigned)rand_r(&seed) % (PART / BLOCK - count + 1) * BLOCK;
+        uint64_t offset =
+            w->index * PART + (unsigned)rand_r(&seed) % (PART / BLOCK - count + 1) * BLOCK;
         uint64_t length = (uint64_t)count * BLOCK;
         switch (rand_r(&seed) % 5) {
         case 0:
             CHECK(simple(b, REQUEST_FDATASYNC, 0, 0, 0) == 0);
             break;
         case 1:
-            CHECK(simple(b, REQUEST_FALLOCATE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) == 0);
+            CHECK(simple(b, REQUEST_FALLOCATE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset,
+                         length) == 0);
             memset(b->model + offset, 0, length);
             break;
         case 2:
@@ -229,7 +246,8 @@ static void *write_and_read(void *opaque)
             for (uint64_t j = 0; j < length; j++)
                 data[j] = (unsigned char)rand_r(&seed);
             memcpy(b->model + offset, data, length);
-            CHECK(transfer(b, REQUEST_WRITE, rand_r(&seed) % 8 ? 0 : REQUEST_FUA, data, length, offset) == 0);
+            CHECK(transfer(b, REQUEST_WRITE, rand_r(&seed) % 8 ? 0 : REQUEST_FUA, data, length,
+                           offset) == 0);
             break;
         default:
             memset(data, 0xee, length);
@@ -298,7 +316,8 @@ static void faults_are_invisible(void **state)
             atomic_store(&faults.submit_every, 2 + (i + j) % 4);
             atomic_store(&faults.result_every, 2 + (i + j + 1) % 4);
             check_data(&b, 40);
-            CHECK(atomic_load(&faults.results) > 10 && (threads || atomic_load(&faults.submissions) > 0));
+            CHECK(atomic_load(&faults.results) > 10 &&
+                  (threads || atomic_load(&faults.submissions) > 0));
             close_backend(&b);
         }
 }
@@ -335,13 +354,20 @@ static void count_done(struct request *request)
     atomic_fetch_add(&a->done, 1);
 }
 
-static void async_init(struct async *a, struct bench *b, enum request_op op, void *data, uint64_t offset)
+static void async_init(struct async *a, struct bench *b, enum request_op op, void *data,
+                       uint64_t offset)
 {
     memset(a, 0, sizeof *a);
     a->b = b;
     a->iov = (struct iovec){data, BLOCK};
-    a->request = (struct request){.op = op, .flags = b->flags, .fd = b->fd, .offset = offset, .length = BLOCK,
-                                  .iov = &a->iov, .iovcnt = 1, .done = count_done};
+    a->request = (struct request){.op = op,
+                                  .flags = b->flags,
+                                  .fd = b->fd,
+                                  .offset = offset,
+                                  .length = BLOCK,
+                                  .iov = &a->iov,
+                                  .iovcnt = 1,
+                                  .done = count_done};
 }
 
 /* Closed while they are in flight, also those submitted from inside a callback: each is done exactly once, before close
@@ -356,7 +382,8 @@ static void close_waits_for_what_is_in_flight(void **state)
         unsigned char *data = blocks_new(64);
         open_backend(&b, 16, true); /* what is not direct libaio leaves to the pool */
         for (unsigned i = 0; i < 64; i++) {
-            async_init(&all[i], &b, round % 2 ? REQUEST_READ : REQUEST_WRITE, data + i * BLOCK, i * BLOCK);
+            async_init(&all[i], &b, round % 2 ? REQUEST_READ : REQUEST_WRITE, data + i * BLOCK,
+                       i * BLOCK);
             if (i >= 32)
                 all[i - 32].next = &all[i];
         }
@@ -446,7 +473,8 @@ static void unknown_names(void **state)
     (void)state;
     name = "threads";
     open_backend(&b, 16, true);
-    CHECK(backend_open("rings", &b.backend->config, &other, why, sizeof why) == -EINVAL && strstr(why, "rings"));
+    CHECK(backend_open("rings", &b.backend->config, &other, why, sizeof why) == -EINVAL &&
+          strstr(why, "rings"));
     close_backend(&b);
 }
 
@@ -471,7 +499,8 @@ int main(void)
     for (size_t i = 0; backend_name(i); i++) {
         struct CMUnitTest tests[CASES];
         for (size_t j = 0; j < CASES; j++)
-            tests[j] = (struct CMUnitTest){cases[j].name, cases[j].fn, NULL, NULL, (void *)backend_name(i)};
+            tests[j] = (struct CMUnitTest){cases[j].name, cases[j].fn, NULL, NULL,
+                                           (void *)backend_name(i)};
         failed += _cmocka_run_group_tests(backend_name(i), tests, CASES, NULL, NULL);
     }
     const struct CMUnitTest others[] = {cmocka_unit_test(unknown_names)};

@@ -11,7 +11,8 @@ static _Atomic size_t in_use, most; /* bytes */
 
 static size_t bytes_for(unsigned n)
 {
-    static const size_t sizes[] = {BOUNCE_MAX, 4096, BOUNCE_MAX, 256 << 10, 512, BOUNCE_MAX, 64 << 10, 16 << 10};
+    static const size_t sizes[] = {BOUNCE_MAX, 4096,       BOUNCE_MAX, 256 << 10,
+                                   512,        BOUNCE_MAX, 64 << 10,   16 << 10};
 
     return sizes[n % (sizeof sizes / sizeof sizes[0])];
 }
@@ -28,7 +29,8 @@ static void *get_and_put(void *opaque)
         CHECK(bounce_get(&bounce, bytes) == 0);
         CHECK((uintptr_t)bounce.memory % 4096 == 0);
         size_t now = atomic_fetch_add(&in_use, bytes) + bytes;
-        for (size_t seen = atomic_load(&most); now > seen && !atomic_compare_exchange_weak(&most, &seen, now);)
+        for (size_t seen = atomic_load(&most);
+             now > seen && !atomic_compare_exchange_weak(&most, &seen, now);)
             ;
         /* All that there may be are in use at once. */
         if (round == 0)
@@ -58,7 +60,8 @@ static void all_buffers_together_stay_within_their_bound(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_buffers_together_stay_within_their_bound)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_buffers_together_stay_within_their_bound)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

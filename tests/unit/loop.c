@@ -164,7 +164,8 @@ static int find_eventfd(void)
     int found = -1;
     while ((entry = readdir(dir))) {
         char target[64] = "";
-        if (readlinkat(dirfd(dir), entry->d_name, target, sizeof target - 1) > 0 && strstr(target, "[eventfd]"))
+        if (readlinkat(dirfd(dir), entry->d_name, target, sizeof target - 1) > 0 &&
+            strstr(target, "[eventfd]"))
             found = atoi(entry->d_name);
     }
     closedir(dir);
@@ -342,14 +343,19 @@ static void invariant_9_nested_poll_runs_other_callbacks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(bottom_half_runs_once_however_often_scheduled, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(bottom_half_can_be_deleted_from_inside_itself, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(bottom_half_runs_once_however_often_scheduled, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(bottom_half_can_be_deleted_from_inside_itself, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(invariant_17_no_wake_up_is_lost, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(invariant_14_spurious_wake_ups_of_the_eventfd, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(invariant_14_spurious_wake_ups_of_the_eventfd, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(invariant_16_eventfd_at_its_maximum, set_up, tear_down),
         cmocka_unit_test_setup_teardown(timer_fires_once_and_not_early, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(watch_reports_each_time_until_deleted_from_inside, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(invariant_9_nested_poll_runs_other_callbacks, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(watch_reports_each_time_until_deleted_from_inside, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(invariant_9_nested_poll_runs_other_callbacks, set_up,
+                                        tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

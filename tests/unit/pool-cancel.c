@@ -61,7 +61,8 @@ static void invariant_1_exactly_one_completion_and_8_cancel_races(void **state)
         for (unsigned i = 0; i < TASKS; i++) {
             struct job *job = &race.jobs[i];
             CHECK(job->finished == 1);
-            CHECK(job->result == JOB_RESULT ? job->runs == 1 : job->result == -ECANCELED && job->runs == 0);
+            CHECK(job->result == JOB_RESULT ? job->runs == 1
+                                            : job->result == -ECANCELED && job->runs == 0);
             cancelled += job->result == -ECANCELED;
         }
         CHECK(cancelled == race.cancels_won);
@@ -221,7 +222,8 @@ static void invariant_9_nested_poll_delivers_the_rest_of_its_batch(void **state)
 
     rig_new(&rig, &config);
     struct job first;
-    job_init(&first, POOL_FAST, NULL, NULL); /* so that there is a worker: it is created on the loop thread */
+    job_init(&first, POOL_FAST, NULL,
+             NULL); /* so that there is a worker: it is created on the loop thread */
     CHECK(pool_submit(rig.pool, &first.task) == 0);
     WAIT_UNTIL(atomic_load(&first.finished) == 1);
     for (int round = 0; round < ROUNDS(1000); round++) {

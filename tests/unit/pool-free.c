@@ -30,7 +30,8 @@ static void invariant_2_identities_hold_and_all_is_zero_at_the_end(void **state)
     }
     check_totals(rig.pool);
     struct pool_counters c = counters_of(rig.pool);
-    CHECK(c.submitted == 2 * TASKS * (uint64_t)ROUNDS(500) && c.helped + c.taken_back > 0 && c.worker_runs > 0);
+    CHECK(c.submitted == 2 * TASKS * (uint64_t)ROUNDS(500) && c.helped + c.taken_back > 0 &&
+          c.worker_runs > 0);
     CHECK(c.starting == 0 && c.idle == c.threads && c.threads <= 5);
     rig_free(&rig, POOL_DRAIN);
 }
@@ -39,7 +40,8 @@ struct opener {
     struct gate *gate;
     unsigned after_us;
     _Atomic unsigned *finished;
-    unsigned cancelled; /* opens when so many are finished, which without the gate only a cancellation can do */
+    unsigned
+        cancelled; /* opens when so many are finished, which without the gate only a cancellation can do */
 };
 
 static void *open_later(void *opaque)
@@ -70,7 +72,8 @@ static void free_with_work(enum pool_free_policy policy, unsigned round)
     }
     if (round % 2)
         gate_wait_for(&gate, 1);
-    struct opener opener = {&gate, round % 5 * 100, &finished, policy == POOL_CANCEL ? TASKS - config.max_threads : 0};
+    struct opener opener = {&gate, round % 5 * 100, &finished,
+                            policy == POOL_CANCEL ? TASKS - config.max_threads : 0};
     CHECK(pthread_create(&thread, NULL, open_later, &opener) == 0);
     pool_free(rig.pool, policy);
     CHECK(atomic_load(&finished) == TASKS);
@@ -162,7 +165,8 @@ static void invariant_11_submission_while_it_shuts_down(void **state)
         job_init(&holder, POOL_FAST, &s.holding, NULL);
         CHECK(pool_submit(s.rig.pool, &holder.task) == 0);
         for (int i = 0; i < 4; i++)
-            CHECK(pthread_create(&threads[i], NULL, i < 2 ? submit_until_refused : run_until_refused, &s) == 0);
+            CHECK(pthread_create(&threads[i], NULL,
+                                 i < 2 ? submit_until_refused : run_until_refused, &s) == 0);
         CHECK(pthread_create(&threads[4], NULL, free_pool, &s) == 0);
         for (int i = 0; i < 4; i++)
             pthread_join(threads[i], NULL);
@@ -244,9 +248,12 @@ static void invariant_19_bounds_change_under_load(void **state)
 
 static _Atomic unsigned created, joined;
 
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+                          void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+                          void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+                          void *arg)
 {
     int error = __real_pthread_create(thread, attr, fn, arg);
     if (!error)

@@ -50,7 +50,8 @@ static void *call_pool_run(void *opaque)
     return NULL;
 }
 
-static void start_callers(struct caller *callers, unsigned n, struct rig *rig, enum pool_lane lane, struct gate *gate)
+static void start_callers(struct caller *callers, unsigned n, struct rig *rig, enum pool_lane lane,
+                          struct gate *gate)
 {
     for (unsigned i = 0; i < n; i++) {
         callers[i].rig = rig;
@@ -87,10 +88,12 @@ static void invariant_3_creation_fails_with_no_worker(void **state)
             join_callers(callers, BURST);
             WAIT_UNTIL(atomic_load(&failed) == accepted);
             for (unsigned i = 0; i < BURST; i++)
-                CHECK(atomic_load(&jobs[i].runs) == 0 && (!jobs[i].finished || jobs[i].result == -EAGAIN));
+                CHECK(atomic_load(&jobs[i].runs) == 0 &&
+                      (!jobs[i].finished || jobs[i].result == -EAGAIN));
             struct pool_counters c = counters_of(rig.pool);
             CHECK(c.threads == 0 && c.worker_runs == 0);
-            CHECK(c.stranded_runs + c.helped + c.taken_back == BURST && c.stranded_errors == accepted);
+            CHECK(c.stranded_runs + c.helped + c.taken_back == BURST &&
+                  c.stranded_errors == accepted);
             check_totals(rig.pool);
 
             allow_creations(NEVER_FAIL);

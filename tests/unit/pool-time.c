@@ -117,7 +117,7 @@ static void invariant_14_spurious_wake_ups_of_the_semaphore(void **state)
 static _Atomic unsigned caught;
 static pthread_t test_thread;
 
-static void catch(int signal)
+static void catch (int signal)
 {
     atomic_fetch_add(&caught, 1);
     /* Neither the loop nor a worker may ever be interrupted. */
@@ -137,7 +137,7 @@ static void *storm_main(void *opaque)
     sigaddset(&set, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     while (!atomic_load(&storm->stop)) {
-        kill(getpid(), SIGUSR1);              /* to whichever thread does not block it */
+        kill(getpid(), SIGUSR1); /* to whichever thread does not block it */
         pthread_kill(test_thread, SIGUSR1);
         sleep_us(20);
     }
