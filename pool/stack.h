@@ -32,7 +32,7 @@ struct queue {
     struct link **end; /* where the next link goes */
 };
 
-#define container_of(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
+#define container_of(pointer, type, member) ((type *)((char *)(pointer) - offsetof(type, member)))
 
 static inline void queue_init(struct queue *queue)
 {

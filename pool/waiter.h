@@ -27,11 +27,16 @@ static inline void waiter_wake(struct waiter *waiter)
     sem_post(&waiter->wake);
 }
 
-/* Blocks until waiter_wake, and ends the waiter. */
+/* Blocks until waiter_wake.  A signal does not end the wait. */
 static inline void waiter_wait(struct waiter *waiter)
 {
     while (sem_wait(&waiter->wake) < 0)
         assert(errno == EINTR);
+}
+
+/* After waiter_wait, or when nobody will call waiter_wake. */
+static inline void waiter_destroy(struct waiter *waiter)
+{
     sem_destroy(&waiter->wake);
 }
 
