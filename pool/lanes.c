@@ -148,7 +148,7 @@ static void give_to_waiter(struct pool *pool, struct task *task)
         pool->totals.taken_back++;
     atomic_store(&task->state, TASK_ACTIVE);
     task->waiter->runs_itself = true;
-    sem_post(&task->waiter->wake);
+    waiter_wake(&task->waiter->waiter);
 }
 
 void lanes_grant(struct pool *pool)

@@ -13,7 +13,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
-#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -21,6 +20,9 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "pool/stack.h"
+#include "pool/waiter.h"
 
 #define NS_PER_MS 1000000u
 #define NS_PER_S 1000000000u
@@ -38,7 +40,7 @@ struct bh {
     void *opaque;
 
     _Atomic unsigned flags; /* any thread */
-    struct bh *next;        /* whoever set BH_PENDING, then, once pushed, the loop thread */
+    struct link link;       /* the thread that set BH_PENDING; once pushed, the loop thread */
 };
 
 struct loop_timer {
@@ -67,13 +69,12 @@ struct loop {
     int event_fd;
 
     /* Any thread. */
-    _Atomic(struct bh *) scheduled; /* a stack, newest first */
-    _Atomic bool asleep;            /* in epoll_wait, or about to be */
+    struct stack scheduled;
+    _Atomic bool asleep; /* in epoll_wait, or about to be */
     _Atomic bool stopping;
 
     /* Loop thread only. */
-    struct bh *ready; /* taken over from the stack, oldest first */
-    struct bh **ready_tail;
+    struct queue ready;        /* drained from `scheduled` */
     struct loop_timer *timers; /* the armed ones, in no order: there is one for each pool */
 };
 
@@ -105,11 +106,8 @@ static void bh_enqueue(struct bh *bh, unsigned flags)
 {
     /* Once the flags are set another thread's bh_delete may lead to `bh` being freed. */
     struct loop *loop = bh->loop;
-    if (!(atomic_fetch_or(&bh->flags, flags | BH_PENDING) & BH_PENDING)) {
-        bh->next = atomic_load(&loop->scheduled);
-        while (!atomic_compare_exchange_weak(&loop->scheduled, &bh->next, bh))
-            ;
-    }
+    if (!(atomic_fetch_or(&bh->flags, flags | BH_PENDING) & BH_PENDING))
+        stack_push(&loop->scheduled, &bh->link);
     loop_notify(loop);
 }
 
@@ -139,33 +137,10 @@ void bh_delete(struct bh *bh)
     bh_enqueue(bh, BH_DELETED);
 }
 
-/* Moves the stack to the end of the ready list, oldest first. */
-static void collect_scheduled(struct loop *loop)
-{
-    struct bh *bh = atomic_exchange(&loop->scheduled, NULL);
-    struct bh *oldest_first = NULL;
-    struct bh *last = bh;
-    while (bh) {
-        struct bh *next = bh->next;
-        bh->next = oldest_first;
-        oldest_first = bh;
-        bh = next;
-    }
-    if (oldest_first) {
-        *loop->ready_tail = oldest_first;
-        loop->ready_tail = &last->next;
-    }
-}
-
 static struct bh *pop_ready(struct loop *loop)
 {
-    struct bh *bh = loop->ready;
-    if (bh) {
-        loop->ready = bh->next;
-        if (!loop->ready)
-            loop->ready_tail = &loop->ready;
-    }
-    return bh;
+    struct link *link = queue_pop(&loop->ready);
+    return link ? container_of(link, struct bh, link) : NULL;
 }
 
 /* Runs what was scheduled when it began.  Each bottom half is unlinked and its flags are cleared before
@@ -176,7 +151,7 @@ static bool run_bottom_halves(struct loop *loop)
 {
     bool ran = false;
     struct bh *bh;
-    collect_scheduled(loop);
+    stack_drain(&loop->scheduled, &loop->ready);
     while ((bh = pop_ready(loop))) {
         unsigned flags = atomic_fetch_and(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED));
         if (flags & BH_DELETED) {
@@ -297,7 +272,7 @@ static bool poll_descriptors(struct loop *loop, bool wait)
     int timeout_ms = 0;
     if (wait) {
         atomic_store(&loop->asleep, true);
-        if (!atomic_load(&loop->scheduled))
+        if (stack_is_empty(&loop->scheduled))
             timeout_ms = timers_timeout_ms(loop);
     }
     struct epoll_event event;
@@ -346,14 +321,14 @@ bool loop_is_current(const struct loop *loop)
 struct call {
     loop_fn *fn;
     void *opaque;
-    sem_t returned;
+    struct waiter waiter;
 };
 
 static void call_run(void *opaque)
 {
     struct call *call = opaque;
     call->fn(call->opaque);
-    sem_post(&call->returned); /* the last touch: the caller's stack goes with it */
+    waiter_wake(&call->waiter);
 }
 
 void loop_call(struct loop *loop, loop_fn *fn, void *opaque)
@@ -361,11 +336,10 @@ void loop_call(struct loop *loop, loop_fn *fn, void *opaque)
     assert(!loop_is_current(loop));
     struct call call = {.fn = fn, .opaque = opaque};
     struct bh bh = {.loop = loop, .fn = call_run, .opaque = &call};
-    sem_init(&call.returned, 0, 0);
+    waiter_init(&call.waiter);
     bh_schedule(&bh);
-    while (sem_wait(&call.returned) < 0)
-        assert(errno == EINTR);
-    sem_destroy(&call.returned);
+    waiter_wait(&call.waiter);
+    waiter_destroy(&call.waiter);
 }
 
 /* Starts the thread with every signal blocked: a handler of the program's must not run on it. */
@@ -394,7 +368,7 @@ int loop_new(struct loop **out)
     struct loop *loop = calloc(1, sizeof *loop);
     if (!loop)
         return -ENOMEM;
-    loop->ready_tail = &loop->ready;
+    queue_init(&loop->ready);
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     loop->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
@@ -425,7 +399,7 @@ void loop_free(struct loop *loop)
     pthread_join(loop->thread, NULL);
     assert(!loop->timers);
     struct bh *bh;
-    collect_scheduled(loop);
+    stack_drain(&loop->scheduled, &loop->ready);
     while ((bh = pop_ready(loop)))
         if (atomic_load(&bh->flags) & BH_DELETED)
             free(bh);

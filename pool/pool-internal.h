@@ -21,6 +21,8 @@
 #include <stdatomic.h>
 
 #include "pool/pool.h"
+#include "pool/stack.h"
+#include "pool/waiter.h"
 
 /* Back-off after a failed thread creation: 10 ms, doubled up to 1 s (workers.c). */
 #define POOL_RETRY_FIRST_NS 10000000u
@@ -34,11 +36,10 @@ struct lane {
     unsigned running;
 };
 
-/* A pool_run caller that waits.  On its stack: whoever posts `wake` touches nothing of it afterwards. */
+/* A pool_run caller that waits, on that caller's stack. */
 struct task_waiter {
-    sem_t wake;
-    bool
-        runs_itself; /* under lock until `wake` is posted: the slot is the caller's, and so is the work */
+    struct waiter waiter;
+    bool runs_itself; /* under lock until waiter_wake: the slot and the work are the caller's */
 };
 
 struct worker {
@@ -58,11 +59,10 @@ struct pool {
 
     /* Any thread. */
     sem_t tokens;
-    _Atomic(struct task *) completed; /* a stack, newest first */
+    struct stack completed; /* tasks with a result */
 
     /* Loop thread only. */
-    struct task *delivering; /* taken over from the stack, oldest first */
-    struct task **delivering_tail;
+    struct queue delivering; /* drained from `completed` */
 
     /* Under lock. */
     pthread_mutex_t lock;

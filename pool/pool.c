@@ -59,9 +59,7 @@ void pool_complete(struct pool *pool, struct task *task, int result)
 {
     task->result = result;
     atomic_store(&task->state, TASK_DONE);
-    task->next = atomic_load(&pool->completed);
-    while (!atomic_compare_exchange_weak(&pool->completed, &task->next, task))
-        ;
+    stack_push(&pool->completed, &task->completed);
     bh_schedule(pool->completion_bh);
 }
 
@@ -70,32 +68,10 @@ void pool_run_and_complete(struct pool *pool, struct task *task)
     pool_complete(pool, task, task->run(task));
 }
 
-/* Loop thread: moves the stack to the end of the list to deliver, oldest first. */
-static void collect_completed(struct pool *pool)
-{
-    struct task *task = atomic_exchange(&pool->completed, NULL);
-    struct task *last = task, *oldest_first = NULL;
-    while (task) {
-        struct task *next = task->next;
-        task->next = oldest_first;
-        oldest_first = task;
-        task = next;
-    }
-    if (oldest_first) {
-        *pool->delivering_tail = oldest_first;
-        pool->delivering_tail = &last->next;
-    }
-}
-
 static struct task *pop_delivering(struct pool *pool)
 {
-    struct task *task = pool->delivering;
-    if (task) {
-        pool->delivering = task->next;
-        if (!pool->delivering)
-            pool->delivering_tail = &pool->delivering;
-    }
-    return task;
+    struct link *link = queue_pop(&pool->delivering);
+    return link ? container_of(link, struct task, completed) : NULL;
 }
 
 static void deliver(struct task *task)
@@ -103,7 +79,7 @@ static void deliver(struct task *task)
     struct task_waiter *waiter = task->waiter;
     atomic_store(&task->state, TASK_IDLE);
     if (waiter)
-        sem_post(&waiter->wake);
+        waiter_wake(&waiter->waiter);
     else
         task->done(task);
 }
@@ -118,14 +94,14 @@ static void deliver_completed(void *opaque)
     struct pool *pool = opaque;
     struct task *task;
     unsigned delivered = 0;
-    collect_completed(pool);
+    stack_drain(&pool->completed, &pool->delivering);
     bh_schedule(pool->completion_bh);
     while ((task = pop_delivering(pool))) {
         deliver(task);
         delivered++;
     }
     bh_cancel(pool->completion_bh);
-    if (atomic_load(&pool->completed))
+    if (!stack_is_empty(&pool->completed))
         bh_schedule(pool->completion_bh); /* not a loop here: timers and watches get their turn */
     if (!delivered)
         return;
@@ -178,8 +154,7 @@ static int run_in_own_slot(struct pool *pool, struct task *task)
 /* Waits for a worker's completion, or for a slot to run the task in. */
 static int wait_for_task(struct pool *pool, struct task *task, struct task_waiter *waiter)
 {
-    while (sem_wait(&waiter->wake) < 0)
-        assert(errno == EINTR);
+    waiter_wait(&waiter->waiter);
     if (waiter->runs_itself)
         task->result = run_in_own_slot(pool, task);
     return task->result;
@@ -206,12 +181,12 @@ int pool_run(struct pool *pool, struct task *task)
         pool_unlock(pool);
         return task->result = run_in_own_slot(pool, task);
     }
-    sem_init(&waiter.wake, 0, 0);
+    waiter_init(&waiter.waiter);
     lanes_enqueue(pool, task);
     lanes_grant(pool);
     pool_unlock(pool);
     int result = wait_for_task(pool, task, &waiter);
-    sem_destroy(&waiter.wake);
+    waiter_destroy(&waiter.waiter);
     return result;
 }
 
@@ -327,7 +302,7 @@ int pool_new(struct loop *loop, const struct pool_config *config, struct pool **
     pool->max_threads = config->max_threads;
     pool->min_threads = config->min_threads;
     pool->retry_ns = POOL_RETRY_FIRST_NS;
-    pool->delivering_tail = &pool->delivering;
+    queue_init(&pool->delivering);
     sem_init(&pool->tokens, 0, 0);
     init_lock(&pool->lock);
     pthread_cond_init(&pool->changed, NULL);

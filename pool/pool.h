@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "pool/loop.h"
+#include "pool/stack.h"
 
 struct pool;
 struct task;
@@ -51,12 +52,14 @@ struct task {
      */
     int result;
 
-    /* The pool's: under its lock, but `next` after TASK_DONE, which the loop thread owns. */
-    _Atomic int state; /* enum task_state */
-    struct task *prev, *next;
+    /* The pool's, under its lock. */
+    _Atomic int state;          /* enum task_state; read without the lock by tests */
+    struct task *prev, *next;   /* in the lane's queue */
     uint64_t sequence;          /* order of submission, over both lanes */
     bool has_token;             /* counted in the semaphore: it may run now */
     struct task_waiter *waiter; /* pool_run's caller, or NULL */
+
+    struct link completed; /* the completing thread; once pushed, the loop thread */
 };
 
 struct pool_config {
