@@ -181,16 +181,16 @@ int config_complete(void)
 
 int config_check(void)
 {
-    char why[SOURCE_ERROR_SIZE];
+    char why[LOG_LINE_SIZE];
 
     /* A bare directory means dir=. */
-    if (config.file && source_is_directory(config.file)) {
+    if (config.file && exports_is_directory(config.file)) {
         config.directory = config.file;
         config.file = NULL;
     }
-    int r = config.directory ? source_check_directory(config.directory, why)
-            : config.fd >= 0 ? source_check_fd(config.fd, why)
-                             : source_check_file(config.file, why);
+    int r = config.directory ? exports_check_directory(config.directory, why)
+            : config.fd >= 0 ? exports_check_fd(config.fd, why)
+                             : exports_check_file(config.file, why);
     if (r < 0) {
         nbdkit_error("%s", why);
         return -1;

@@ -5,9 +5,10 @@
 
 #include <stdbool.h>
 
+#include "plugin/disk/qemu-lock.h"
+
 enum cache_mode { CACHE_DEFAULT, CACHE_NONE };
 enum dispatch_mode { DISPATCH_AUTO, DISPATCH_POOL };
-enum locking_mode { LOCKING_AUTO, LOCKING_ON, LOCKING_OFF };
 
 /* Main thread writes it before .after_fork; any thread reads it from then on. */
 struct config {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finding and pinning what is to be served.  See source.h.
+/* Finding and pinning what is to be served.  See exports.h.
  *
  * Runs on nbdkit's threads, at start and when a client connects.  Never opens for I/O anything whose type it
  * has not judged.
@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "plugin/disk/fd.h"
 #include "plugin/exports.h"
 
 static int fail(char *why, int err, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -24,18 +25,9 @@ static int fail(char *why, int err, const char *format, ...)
     va_list args;
 
     va_start(args, format);
-    vsnprintf(why, SOURCE_ERROR_SIZE, format, args);
+    vsnprintf(why, LOG_LINE_SIZE, format, args);
     va_end(args);
     return err;
-}
-
-int source_reopen(int fd, int flags)
-{
-    char path[32];
-
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int new_fd = open(path, flags | O_CLOEXEC);
-    return new_fd < 0 ? -errno : new_fd;
 }
 
 /* The reason why this kind of file is not served, or NULL. */
@@ -79,7 +71,7 @@ static int judge(int path_fd, const char *name, char *why)
     return path_fd;
 }
 
-int source_open_file(const char *path, char why[SOURCE_ERROR_SIZE])
+int exports_open_file(const char *path, char why[LOG_LINE_SIZE])
 {
     int path_fd = open(path, O_PATH | O_CLOEXEC);
     if (path_fd < 0)
@@ -87,12 +79,12 @@ int source_open_file(const char *path, char why[SOURCE_ERROR_SIZE])
     return judge(path_fd, path, why);
 }
 
-int source_check_file(const char *path, char why[SOURCE_ERROR_SIZE])
+int exports_check_file(const char *path, char why[LOG_LINE_SIZE])
 {
-    int path_fd = source_open_file(path, why);
+    int path_fd = exports_open_file(path, why);
     if (path_fd < 0)
         return path_fd;
-    int fd = source_reopen(path_fd, O_RDONLY);
+    int fd = fd_reopen(path_fd, O_RDONLY);
     close(path_fd);
     if (fd < 0)
         return fail(why, fd, "%s: cannot be read: %s", path, strerror(-fd));
@@ -100,7 +92,7 @@ int source_check_file(const char *path, char why[SOURCE_ERROR_SIZE])
     return 0;
 }
 
-int source_check_fd(int fd, char why[SOURCE_ERROR_SIZE])
+int exports_check_fd(int fd, char why[LOG_LINE_SIZE])
 {
     struct stat st;
     int flags = fcntl(fd, F_GETFL);
@@ -118,14 +110,14 @@ int source_check_fd(int fd, char why[SOURCE_ERROR_SIZE])
     return 0;
 }
 
-bool source_is_directory(const char *path)
+bool exports_is_directory(const char *path)
 {
     struct stat st;
 
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-int source_check_directory(const char *path, char why[SOURCE_ERROR_SIZE])
+int exports_check_directory(const char *path, char why[LOG_LINE_SIZE])
 {
     DIR *dir = opendir(path);
 
@@ -162,7 +154,7 @@ static bool name_is_one_component(const char *name)
            !strchr(name, '/');
 }
 
-int source_open_export(const char *directory, const char *name, char why[SOURCE_ERROR_SIZE])
+int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_SIZE])
 {
     if (name[0] == '\0')
         return fail(why, -ENOENT, "%s: the client named no export; each file in it is one",
@@ -184,9 +176,9 @@ int source_open_export(const char *directory, const char *name, char why[SOURCE_
     return judge(path_fd, name, why);
 }
 
-int source_list_exports(const char *directory,
-                        int (*add)(void *opaque, const char *name, const struct stat *st),
-                        void *opaque, char why[SOURCE_ERROR_SIZE])
+int exports_list(const char *directory,
+                 int (*add)(void *opaque, const char *name, const struct stat *st), void *opaque,
+                 char why[LOG_LINE_SIZE])
 {
     int r = 0;
     DIR *dir = opendir(directory);

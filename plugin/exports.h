@@ -5,37 +5,31 @@
  * rewind), and its type is judged on the very inode that is opened afterwards, so nobody can
  * exchange it in between.
  */
-#ifndef AIODISK_SOURCE_H
-#define AIODISK_SOURCE_H
+#ifndef AIODISK_EXPORTS_H
+#define AIODISK_EXPORTS_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/stat.h>
 
-/* Room for one line that says what was wrong, on what. */
-#define SOURCE_ERROR_SIZE 512
+#include "plugin/disk/log.h"
 
 /* Each returns 0 or a descriptor, or -errno with a line in `why`.  Any thread; they block. */
-int source_check_file(const char *path, char why[SOURCE_ERROR_SIZE]);
-int source_check_directory(const char *path, char why[SOURCE_ERROR_SIZE]);
-int source_check_fd(int fd, char why[SOURCE_ERROR_SIZE]);
+int exports_check_file(const char *path, char why[LOG_LINE_SIZE]);
+int exports_check_directory(const char *path, char why[LOG_LINE_SIZE]);
+int exports_check_fd(int fd, char why[LOG_LINE_SIZE]);
 
 /* An O_PATH descriptor of a regular file or block device. */
-int source_open_file(const char *path, char why[SOURCE_ERROR_SIZE]);
+int exports_open_file(const char *path, char why[LOG_LINE_SIZE]);
 
 /* The same for an export of a directory: refuses whatever is not directly in it, and symbolic links that lead out. */
-int source_open_export(const char *directory, const char *name, char why[SOURCE_ERROR_SIZE]);
+int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_SIZE]);
 
-bool source_is_directory(const char *path);
+bool exports_is_directory(const char *path);
 
 /* Calls add(opaque, name, what it is) for each export of the directory, in no order, until it returns non-zero. */
-int source_list_exports(const char *directory,
-                        int (*add)(void *opaque, const char *name, const struct stat *st),
-                        void *opaque, char why[SOURCE_ERROR_SIZE]);
-
-/* Opens what `fd` refers to once more, with flags of its own: a new open file description of the same
- * inode.  Returns a descriptor or -errno (open(2); -ENOENT without /proc).
- */
-int source_reopen(int fd, int flags);
+int exports_list(const char *directory,
+                 int (*add)(void *opaque, const char *name, const struct stat *st), void *opaque,
+                 char why[LOG_LINE_SIZE]);
 
 #endif

@@ -21,10 +21,14 @@
 #include "plugin/config.h"
 #include "plugin/disk/bounce.h"
 #include "plugin/disk/extents.h"
-#include "plugin/disk/image.h"
+#include "plugin/disk/flush.h"
+#include "plugin/disk/health.h"
+#include "plugin/disk/image-table.h"
 #include "plugin/disk/log.h"
+#include "plugin/disk/prefetch.h"
 #include "plugin/disk/transfer.h"
 #include "plugin/disk/zero.h"
+#include "plugin/exports.h"
 #include "plugin/runtime.h"
 #include "plugin/thread-policy.h"
 
@@ -34,7 +38,7 @@
 NBDKIT_DLL_PUBLIC int aiodisk_debug_stats;
 
 /* Main thread, before and after all connections; any thread reads it in between. */
-static struct engine engine;
+static struct runtime runtime;
 
 /* One client's connection. */
 struct handle {
@@ -50,11 +54,11 @@ static struct handle *handles; /* under handles_lock */
 
 static void aiodisk_dump_plugin(void)
 {
-    char why[ENGINE_WHY_SIZE];
+    char why[RUNTIME_WHY_SIZE];
 
     printf("aiodisk_backends=");
     for (size_t i = 0, n = 0; backend_name(i); i++) {
-        if (engine_try(&config, backend_name(i), why) == 0)
+        if (runtime_try(&config, backend_name(i), why) == 0)
             printf("%s%s", n++ ? " " : "", backend_name(i));
     }
     printf("\n");
@@ -68,12 +72,12 @@ static void aiodisk_dump_plugin(void)
 
 static int aiodisk_get_ready(void)
 {
-    char why[ENGINE_WHY_SIZE];
+    char why[RUNTIME_WHY_SIZE];
 
     if (config_check() < 0)
         return -1;
     /* Later errors reach only syslog.  "threads" always works, and auto falls back to it. */
-    if (strcmp(config.backend, "auto") != 0 && engine_try(&config, config.backend, why) < 0) {
+    if (strcmp(config.backend, "auto") != 0 && runtime_try(&config, config.backend, why) < 0) {
         nbdkit_error("%s", why);
         return -1;
     }
@@ -101,10 +105,10 @@ static void raise_descriptor_limit(void)
 /* The process is now the one that serves: threads and descriptors made here stay. */
 static int aiodisk_after_fork(void)
 {
-    char why[ENGINE_WHY_SIZE];
+    char why[RUNTIME_WHY_SIZE];
 
     raise_descriptor_limit();
-    if (engine_start(&engine, &config, config.backend, why) < 0) {
+    if (runtime_start(&runtime, &config, config.backend, why) < 0) {
         nbdkit_error("%s", why);
         return -1;
     }
@@ -116,7 +120,7 @@ static void print_counters(void)
 {
     struct pool_counters c;
 
-    pool_read_counters(engine.pool, &c);
+    pool_read_counters(runtime.pool, &c);
     fprintf(
         stderr,
         "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu taken_back=%llu "
@@ -154,10 +158,10 @@ static void aiodisk_unload(void)
     while (handles)
         aiodisk_close(handles);
     image_close_all();
-    if (aiodisk_debug_stats && engine.pool)
+    if (aiodisk_debug_stats && runtime.pool)
         print_counters();
-    engine_stop(&engine);
-    flush_forget_all();
+    runtime_stop(&runtime);
+    health_forget_all();
     bounce_free_all();
     config_free();
 }
@@ -175,42 +179,42 @@ static int add_export(void *opaque, const char *name, const struct stat *st)
 
 static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
-    char why[SOURCE_ERROR_SIZE] = "";
+    char why[LOG_LINE_SIZE] = "";
 
     if (!config.directory)
         return nbdkit_use_default_export(exports);
-    int r = source_list_exports(config.directory, add_export, exports, why);
+    int r = exports_list(config.directory, add_export, exports, why);
     if (r < 0 && why[0] != '\0')
         nbdkit_error("%s", why);
     return r < 0 ? -1 : 0;
 }
 
 /* Returns a descriptor that names the image, or -errno with the reason in `why`. */
-static int open_source(const char **name, char why[SOURCE_ERROR_SIZE])
+static int open_source(const char **name, char why[LOG_LINE_SIZE])
 {
     if (config.directory) {
         *name = nbdkit_export_name();
         if (!*name)
             return -ENOMEM;
-        return source_open_export(config.directory, *name, why);
+        return exports_open_one(config.directory, *name, why);
     }
     *name = config.file ? config.file : nbdkit_printf_intern("fd=%d", config.fd);
     if (!*name)
         return -ENOMEM;
-    return config.file ? source_open_file(config.file, why) : config.fd;
+    return config.file ? exports_open_file(config.file, why) : config.fd;
 }
 
-static int get_image(int readonly, struct image **image, char why[SOURCE_ERROR_SIZE])
+static int get_image(int readonly, struct image **image, char why[LOG_LINE_SIZE])
 {
     const char *name;
     struct image_options options = {
-        .backend = engine.backend,
+        .backend = runtime.backend,
         .readonly = readonly,
         .direct = config.cache == CACHE_NONE,
         .locking = config.locking,
         .inherited = config.fd >= 0,
         .keep = !config.directory,
-        .callers_write = config.dispatch == DISPATCH_AUTO && engine.backend->ops->run,
+        .callers_write = config.dispatch == DISPATCH_AUTO && runtime.backend->ops->run,
     };
 
     int path_fd = open_source(&name, why);
@@ -224,7 +228,7 @@ static int get_image(int readonly, struct image **image, char why[SOURCE_ERROR_S
 
 static void *aiodisk_open(int readonly)
 {
-    char why[SOURCE_ERROR_SIZE] = "out of memory";
+    char why[LOG_LINE_SIZE] = "out of memory";
     struct handle *h = calloc(1, sizeof *h);
 
     if (!h || get_image(readonly, &h->image, why) < 0) {
@@ -260,7 +264,7 @@ static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferr
 {
     /* Unaligned requests are served, and clients obey a larger minimum more strictly than is good for them. */
     *minimum = 1;
-    *preferred = ((struct handle *)handle)->image->preferred_block;
+    *preferred = ((struct handle *)handle)->image->geometry.preferred_block;
     *maximum = IMAGE_MAX_REQUEST;
     return 0;
 }
@@ -277,7 +281,7 @@ static int can_always(void *handle)
 
 static int is_rotational(void *handle)
 {
-    return ((struct handle *)handle)->image->rotational;
+    return ((struct handle *)handle)->image->geometry.rotational;
 }
 
 static int can_fua(void *handle)
@@ -293,11 +297,11 @@ static int can_cache(void *handle)
 /* --- Its requests --- */
 
 /* Every request comes in here, and leaves through answer(). */
-static struct handle *enter(void *handle, enum schedule_load load)
+static struct handle *enter(void *handle, enum thread_load load)
 {
     struct handle *h = handle;
 
-    schedule_enter(h->image->direct ? SCHEDULE_DIRECT : load);
+    thread_policy_enter(h->image->direct ? LOAD_DIRECT : load);
     return h;
 }
 
@@ -323,7 +327,7 @@ static int nbd_error(int err)
 /* Turns a request's result into its callback's return value. */
 static int answer(const struct handle *h, int r, const char *what, uint64_t count, uint64_t offset)
 {
-    schedule_leave();
+    thread_policy_leave();
     if (r >= 0)
         return 0;
     nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what,
@@ -334,46 +338,46 @@ static int answer(const struct handle *h, int r, const char *what, uint64_t coun
 
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED);
+    struct handle *h = enter(handle, LOAD_CACHED);
 
-    return answer(h, transfer_read(h->image, buf, count, offset), "read", count, offset);
+    return answer(h, image_read(h->image, buf, count, offset), "read", count, offset);
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                           uint32_t flags)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED_WRITE);
-    int r = transfer_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
+    struct handle *h = enter(handle, LOAD_CACHED_WRITE);
+    int r = image_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
     return answer(h, r, "write", count, offset);
 }
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED);
+    struct handle *h = enter(handle, LOAD_CACHED);
 
-    return answer(h, flush_image(h->image), "flush", atomic_load(&h->image->size), 0);
+    return answer(h, image_flush(h->image), "flush", atomic_load(&h->image->size), 0);
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED);
-    int r = trim_image(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
+    struct handle *h = enter(handle, LOAD_CACHED);
+    int r = image_trim(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
     return answer(h, r, "trim", count, offset);
 }
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED);
-    int r = zero_image(h->image, count, offset,
+    struct handle *h = enter(handle, LOAD_CACHED);
+    int r = image_zero(h->image, count, offset,
                        (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
                            (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
                            (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
 
     if (r == -EOPNOTSUPP) {
         /* A fast zero that would be slow: an answer, not an error. */
-        schedule_leave();
+        thread_policy_leave();
         nbdkit_set_error(EOPNOTSUPP);
         return -1;
     }
@@ -390,18 +394,18 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED);
+    struct handle *h = enter(handle, LOAD_CACHED);
     int r =
-        extents_of_image(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
+        image_extents(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
     return answer(h, r, "extents", count, offset);
 }
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, SCHEDULE_CACHED);
+    struct handle *h = enter(handle, LOAD_CACHED);
 
-    prefetch_image(h->image, count, offset);
+    image_prefetch(h->image, count, offset);
     return answer(h, 0, "cache", count, offset);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Starts and stops loop, pool and backend in the right order.  See engine.h.
+/* Starts and stops loop, pool and backend in the right order.  See runtime.h.
  *
- * Runs on nbdkit's main thread: engine_try before the fork, where no thread may be left behind; engine_start
+ * Runs on nbdkit's main thread: runtime_try before the fork, where no thread may be left behind; runtime_start
  * after it.
  */
 #include <stdio.h>
@@ -9,8 +9,8 @@
 
 #include "plugin/runtime.h"
 
-int engine_start(struct engine *engine, const struct config *cfg, const char *backend,
-                 char why[ENGINE_WHY_SIZE])
+int runtime_start(struct runtime *runtime, const struct config *cfg, const char *backend,
+                  char why[RUNTIME_WHY_SIZE])
 {
     struct pool_config pool = {
         .max_threads = cfg->max_threads,
@@ -18,51 +18,51 @@ int engine_start(struct engine *engine, const struct config *cfg, const char *ba
         .helping = cfg->dispatch == DISPATCH_AUTO,
     };
 
-    memset(engine, 0, sizeof *engine);
-    int r = loop_new(&engine->loop);
+    memset(runtime, 0, sizeof *runtime);
+    int r = loop_new(&runtime->loop);
     if (r < 0) {
-        snprintf(why, ENGINE_WHY_SIZE, "the loop thread cannot be started: %s", strerror(-r));
+        snprintf(why, RUNTIME_WHY_SIZE, "the loop thread cannot be started: %s", strerror(-r));
         return r;
     }
-    r = pool_new(engine->loop, &pool, &engine->pool);
+    r = pool_new(runtime->loop, &pool, &runtime->pool);
     if (r < 0) {
-        snprintf(why, ENGINE_WHY_SIZE, "the worker pool cannot be made: %s", strerror(-r));
+        snprintf(why, RUNTIME_WHY_SIZE, "the worker pool cannot be made: %s", strerror(-r));
         goto fail;
     }
     struct backend_config backends = {
-        .loop = engine->loop,
-        .pool = engine->pool,
+        .loop = runtime->loop,
+        .pool = runtime->pool,
         .queue_depth = cfg->queue_depth,
         .direct = cfg->cache == CACHE_NONE,
         .try_cached = cfg->dispatch == DISPATCH_AUTO && cfg->cache == CACHE_DEFAULT,
     };
-    r = backend_open(backend, &backends, &engine->backend, why, ENGINE_WHY_SIZE);
+    r = backend_open(backend, &backends, &runtime->backend, why, RUNTIME_WHY_SIZE);
     if (r < 0)
         goto fail;
     return 0;
 
 fail:
-    engine_stop(engine);
+    runtime_stop(runtime);
     return r;
 }
 
-void engine_stop(struct engine *engine)
+void runtime_stop(struct runtime *runtime)
 {
-    if (engine->backend)
-        backend_close(engine->backend);
-    if (engine->pool)
-        pool_free(engine->pool, POOL_DRAIN);
-    if (engine->loop)
-        loop_free(engine->loop);
-    memset(engine, 0, sizeof *engine);
+    if (runtime->backend)
+        backend_close(runtime->backend);
+    if (runtime->pool)
+        pool_free(runtime->pool, POOL_DRAIN);
+    if (runtime->loop)
+        loop_free(runtime->loop);
+    memset(runtime, 0, sizeof *runtime);
 }
 
-int engine_try(const struct config *cfg, const char *backend, char why[ENGINE_WHY_SIZE])
+int runtime_try(const struct config *cfg, const char *backend, char why[RUNTIME_WHY_SIZE])
 {
-    struct engine engine;
+    struct runtime runtime;
 
-    int r = engine_start(&engine, cfg, backend, why);
+    int r = runtime_start(&runtime, cfg, backend, why);
     if (r == 0)
-        engine_stop(&engine);
+        runtime_stop(&runtime);
     return r;
 }

@@ -2,16 +2,16 @@
 /* The machine room, assembled: loop, pool and backend, as the parameters ask.  One per process while
  * nbdkit serves; another, for a moment, when a backend is only to be tried.
  */
-#ifndef AIODISK_ENGINE_H
-#define AIODISK_ENGINE_H
+#ifndef AIODISK_RUNTIME_H
+#define AIODISK_RUNTIME_H
 
 #include "backends/backend.h"
 #include "plugin/config.h"
 
-#define ENGINE_WHY_SIZE 512
+#define RUNTIME_WHY_SIZE 512
 
-struct engine {
-    /* Set by engine_start before any request, read by any thread until engine_stop. */
+struct runtime {
+    /* Set by runtime_start before any request, read by any thread until runtime_stop. */
     struct loop *loop;
     struct pool *pool;
     struct backend *backend;
@@ -20,13 +20,13 @@ struct engine {
 /* Starts the three.  Returns 0, or -errno with nothing left running and the reason in `why`; on success
  * `why` says which backend was chosen.  Main thread, blocks.
  */
-int engine_start(struct engine *engine, const struct config *cfg, const char *backend,
-                 char why[ENGINE_WHY_SIZE]);
+int runtime_start(struct runtime *runtime, const struct config *cfg, const char *backend,
+                  char why[RUNTIME_WHY_SIZE]);
 
 /* Waits for what is in flight, joins every thread, frees all.  Harmless when not started. */
-void engine_stop(struct engine *engine);
+void runtime_stop(struct runtime *runtime);
 
-/* Starts the engine with that backend, which proves itself by real I/O, and stops it.  Returns as engine_start. */
-int engine_try(const struct config *cfg, const char *backend, char why[ENGINE_WHY_SIZE]);
+/* Starts the runtime with that backend, which proves itself by real I/O, and stops it.  Returns as runtime_start. */
+int runtime_try(const struct config *cfg, const char *backend, char why[RUNTIME_WHY_SIZE]);
 
 #endif

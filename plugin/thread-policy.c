@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Chooses between SCHED_BATCH and SCHED_OTHER for the threads of nbdkit, by what is seen.  See schedule.h.
+/* Chooses between SCHED_BATCH and SCHED_OTHER for the threads of nbdkit, by what is seen.  See thread-policy.h.
  *
  * Runs on the requests' threads; each sets only its own policy.  Never blocks.
  */
@@ -40,13 +40,13 @@ static void count_in(void)
  * connections 29/35; write and flush, 4 on 4 connections 16.8/15.3. O_DIRECT, reads: depth 1 16.0/13.9, 16 61.5/58.2,
  * 64 83.3/78.8; writes: depth 1 16.7/11.9, 16 51.8/46.8.
  */
-static int choose(enum schedule_load load, int policy)
+static int choose(enum thread_load load, int policy)
 {
     static __thread unsigned writes;
 
-    if (load == SCHEDULE_DIRECT)
+    if (load == LOAD_DIRECT)
         return SCHED_BATCH;
-    if (load == SCHEDULE_CACHED_WRITE) {
+    if (load == LOAD_CACHED_WRITE) {
         if (writes == WRITES)
             return SCHED_OTHER;
         writes++;
@@ -57,7 +57,7 @@ static int choose(enum schedule_load load, int policy)
                                                                            : SCHED_OTHER;
 }
 
-void schedule_enter(enum schedule_load load)
+void thread_policy_enter(enum thread_load load)
 {
     static __thread int policy = SCHED_OTHER;
 
@@ -70,7 +70,7 @@ void schedule_enter(enum schedule_load load)
     policy = wanted;
 }
 
-void schedule_leave(void)
+void thread_policy_leave(void)
 {
     atomic_fetch_sub_explicit(&seen.inside, 1, memory_order_relaxed);
 }

@@ -4,21 +4,21 @@
  * An ordinary thread that wakes up preempts whoever runs, and nbdkit's threads and the client wake each other several times for
  * each request.  A SCHED_BATCH one waits its turn, so requests and replies gather.
  */
-#ifndef AIODISK_PLUGIN_SCHEDULE_H
-#define AIODISK_PLUGIN_SCHEDULE_H
+#ifndef AIODISK_THREAD_POLICY_H
+#define AIODISK_THREAD_POLICY_H
 
-enum schedule_load {
-    SCHEDULE_DIRECT, /* any request on an image with O_DIRECT */
-    SCHEDULE_CACHED_WRITE,
-    SCHEDULE_CACHED, /* any other */
+enum thread_load {
+    LOAD_DIRECT, /* any request on an image with O_DIRECT */
+    LOAD_CACHED_WRITE,
+    LOAD_CACHED, /* any other */
 };
 
 /* At the start of each request, on its thread.  Sets the thread's policy, unless somebody has given it one of his own.
  * Never fails: a policy that is refused is not asked for again until another is wanted.
  */
-void schedule_enter(enum schedule_load load);
+void thread_policy_enter(enum thread_load load);
 
 /* At its end.  Any thread. */
-void schedule_leave(void);
+void thread_policy_leave(void);
 
 #endif

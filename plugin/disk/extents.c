@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Extents by SEEK_DATA and SEEK_HOLE, many in one request to the pool, and prefetch.
  *
- * extents_of_image runs on the request's thread; seek_extents and prefetch_run wherever the pool runs
+ * image_extents runs on the request's thread; seek_extents and prefetch_run wherever the pool runs
  * them.  There is no lock: lseek(2) with these answers a question, and nobody uses the file position.
  */
 #include <errno.h>
@@ -12,6 +12,7 @@
 
 #include "plugin/disk/extents.h"
 #include "plugin/disk/image.h"
+#include "plugin/disk/prefetch.h"
 
 /* So many are found in one request to the pool; 12 KiB of stack. */
 #define EXTENTS_PER_CALL 512
@@ -84,14 +85,15 @@ static int seek_extents(struct request *request)
         if (hole < 0 && errno != ENXIO)
             return -errno;
         /* ENXIO, or no progress: it was cut short or punched between the two questions.  Then "data" is the safe answer. */
-        found(search, hole > (off_t)search->start ? (uint64_t)hole : search->start + image->sector,
+        found(search,
+              hole > (off_t)search->start ? (uint64_t)hole : search->start + image->geometry.sector,
               false);
     }
     return 0;
 }
 
-int extents_of_image(struct image *image, uint64_t length, uint64_t offset, bool only_one,
-                     int (*add)(void *opaque, const struct extent *extent), void *opaque)
+int image_extents(struct image *image, uint64_t length, uint64_t offset, bool only_one,
+                  int (*add)(void *opaque, const struct extent *extent), void *opaque)
 {
     struct search search;
     int r = 0;
@@ -185,7 +187,7 @@ static bool enter(struct image *image)
     return true;
 }
 
-void prefetch_image(struct image *image, uint64_t length, uint64_t offset)
+void image_prefetch(struct image *image, uint64_t length, uint64_t offset)
 {
     /* Nobody would read from the cache what O_DIRECT reads from the disk. */
     if (image->direct || !enter(image))

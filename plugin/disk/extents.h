@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which parts of an image are holes, and reading ahead. */
+/* Which parts of an image are holes. */
 #ifndef AIODISK_EXTENTS_H
 #define AIODISK_EXTENTS_H
 
@@ -17,10 +17,7 @@ struct extent {
  * first with only_one.  Returns 0, -errno, or what add returned if that was not 0.  A hole is never reported
  * where data were when it was called.  Nbdkit's threads; blocks.
  */
-int extents_of_image(struct image *image, uint64_t length, uint64_t offset, bool only_one,
-                     int (*add)(void *opaque, const struct extent *extent), void *opaque);
-
-/* Starts reading the range into the page cache, and does not wait.  Best effort.  Nbdkit's threads. */
-void prefetch_image(struct image *image, uint64_t length, uint64_t offset);
+int image_extents(struct image *image, uint64_t length, uint64_t offset, bool only_one,
+                  int (*add)(void *opaque, const struct extent *extent), void *opaque);
 
 #endif

@@ -14,7 +14,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "plugin/disk/fd.h"
 #include "plugin/disk/flush.h"
+#include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
 #include "plugin/disk/log.h"
 
@@ -79,7 +81,7 @@ static void health_put(struct health *health)
     pthread_mutex_unlock(&healths_lock);
 }
 
-void flush_forget_all(void)
+void health_forget_all(void)
 {
     while (healths) {
         struct health *health = healths;
@@ -88,7 +90,7 @@ void flush_forget_all(void)
     }
 }
 
-int flush_health(const struct image *image)
+int image_health(const struct image *image)
 {
     return atomic_load(&image->flush.health->error);
 }
@@ -129,7 +131,7 @@ int flush_set_open(struct image *image)
     if (image->readonly)
         return 0;
     while (set->count < FLUSH_DESCRIPTORS) {
-        int fd = source_reopen(image->fd, O_RDWR);
+        int fd = fd_reopen(image->fd, O_RDWR);
         /* One will do: flushes then share syncs.  An inherited descriptor may be all that we may use. */
         if (fd < 0 && set->count == 0 && image->inherited)
             fd = fcntl(image->fd, F_DUPFD_CLOEXEC, 0);
@@ -201,20 +203,20 @@ static int sync_slot(struct image *image, int slot)
 
     int r = backend_run(image->backend, &request);
     /* Before the descriptor is free again: this sync took the kernel's report away from it, so its next user would
-     * be told a false ok.  He asks flush_health after his own sync, and finds this.
+     * be told a false ok.  He asks image_health after his own sync, and finds this.
      */
     if (is_verdict(r))
         health_fail(image, r);
     return r;
 }
 
-int flush_image(struct image *image)
+int image_flush(struct image *image)
 {
     struct flush_set *set = &image->flush;
     struct flush_waiter *joined;
     int r, slot;
 
-    r = flush_health(image);
+    r = image_health(image);
     if (r < 0 || image->readonly)
         return r;
     atomic_store(&image->dirty, false);
@@ -239,7 +241,7 @@ int flush_image(struct image *image)
     r = sync_slot(image, slot);
     /* Another sync may have failed while this one ran, and taken the report of what was lost before it. */
     if (r == 0)
-        r = flush_health(image);
+        r = image_health(image);
 
     pthread_mutex_lock(&set->lock);
     while (joined) {
@@ -295,7 +297,7 @@ static int write_once(struct image *image, int fd, const void *buf, uint64_t len
     return backend_run(image->backend, &request);
 }
 
-int flush_write_through(struct image *image, int fd, const void *buf, uint64_t length,
+int image_write_through(struct image *image, int fd, const void *buf, uint64_t length,
                         uint64_t offset)
 {
     /* The kernel hands the report of a lost page to whichever call on the descriptor asks first, and that may be
@@ -304,7 +306,7 @@ int flush_write_through(struct image *image, int fd, const void *buf, uint64_t l
      */
     bool through_cache = fd == image->buffered_fd;
     int slot = -1;
-    int r = flush_health(image);
+    int r = image_health(image);
 
     if (r < 0)
         return r;
@@ -318,16 +320,16 @@ int flush_write_through(struct image *image, int fd, const void *buf, uint64_t l
              * this write and no more, a lost write fails the disk.
              */
             if (r < 0 && r != -EOPNOTSUPP)
-                flush_image(image);
+                image_flush(image);
             if (slot >= 0)
                 return_slot(&image->flush, slot);
             if (r == 0)
-                return flush_health(image);
+                return image_health(image);
             if (r != -EOPNOTSUPP)
                 return r;
             atomic_store(&image->no_dsync, true);
         }
     }
     r = write_once(image, fd, buf, length, offset, 0);
-    return r < 0 ? r : flush_image(image);
+    return r < 0 ? r : image_flush(image);
 }

@@ -45,18 +45,12 @@ void flush_set_close(struct image *image);
 /* Makes everything written before durable.  Returns 0, or -errno: the error that the disk failed with, now or earlier.
  * Nbdkit's threads; blocks.
  */
-int flush_image(struct image *image);
-
-/* 0, or the -errno that the disk failed with. */
-int flush_health(const struct image *image);
+int image_flush(struct image *image);
 
 /* Writes with RWF_DSYNC, or by a write and a flush where that cannot be.  Through the page cache it uses
  * a descriptor of the set, through O_DIRECT `fd`.  Returns 0 or -errno.
  */
-int flush_write_through(struct image *image, int fd, const void *buf, uint64_t length,
+int image_write_through(struct image *image, int fd, const void *buf, uint64_t length,
                         uint64_t offset);
-
-/* Forgets every failure: only when nothing is served any more. */
-void flush_forget_all(void);
 
 #endif

@@ -55,8 +55,8 @@ static int try_units(struct image *image)
         return -ENOMEM;
     for (uint32_t unit = SECTOR_BYTES; unit <= MAX_ALIGN && r < 0; unit *= 2) {
         if (trial_read(image->fd, bounce.memory, unit)) {
-            image->align = unit;
-            image->mem_align = unit > PAGE_BYTES ? unit : PAGE_BYTES;
+            image->geometry.align = unit;
+            image->geometry.mem_align = unit > PAGE_BYTES ? unit : PAGE_BYTES;
             r = 0;
         }
     }
@@ -77,13 +77,13 @@ static int ask_statx(struct image *image)
         return -ENOTSUP;
     if (!is_power_of_two(stx.stx_dio_offset_align) || !is_power_of_two(stx.stx_dio_mem_align))
         return -ENODATA;
-    image->align = stx.stx_dio_offset_align;
-    image->mem_align = stx.stx_dio_mem_align;
+    image->geometry.align = stx.stx_dio_offset_align;
+    image->geometry.mem_align = stx.stx_dio_mem_align;
     /* A driver whose sector is a page may take every segment for a whole page: zram says 512 here, and puts the wrong bytes
      * into memory that is not page aligned (seen on Linux 6.18).
      */
-    if (image->align >= PAGE_BYTES)
-        image->mem_align = image->align;
+    if (image->geometry.align >= PAGE_BYTES)
+        image->geometry.mem_align = image->geometry.align;
     return 0;
 #else
     return -ENODATA;
@@ -98,15 +98,15 @@ static int ask_ioctls(struct image *image)
     if (image->key.block) {
         if (ioctl(image->fd, BLKSSZGET, &sector) < 0 || !is_power_of_two(sector))
             return -ENODATA;
-        image->align = sector;
-        image->mem_align = sector > (int)PAGE_BYTES ? (uint32_t)sector : PAGE_BYTES;
+        image->geometry.align = sector;
+        image->geometry.mem_align = sector > (int)PAGE_BYTES ? (uint32_t)sector : PAGE_BYTES;
         return 0;
     }
     if (ioctl(image->fd, XFS_DIOINFO, &info) < 0 || !is_power_of_two(info.min_io) ||
         !is_power_of_two(info.mem))
         return -ENODATA;
-    image->align = info.min_io;
-    image->mem_align = info.mem;
+    image->geometry.align = info.min_io;
+    image->geometry.mem_align = info.mem;
     return 0;
 }
 
@@ -114,7 +114,7 @@ static int probe_alignment(struct image *image)
 {
     struct bounce bounce;
 
-    image->align = image->mem_align = 1;
+    image->geometry.align = image->geometry.mem_align = 1;
     if (!image->direct)
         return 0;
     int r = ask_statx(image);
@@ -124,13 +124,13 @@ static int probe_alignment(struct image *image)
         return try_units(image);
     if (r < 0)
         return r;
-    if (image->align > MAX_ALIGN ||
-        (image->mem_align > PAGE_BYTES && image->mem_align > image->align))
+    if (image->geometry.align > MAX_ALIGN || (image->geometry.mem_align > PAGE_BYTES &&
+                                              image->geometry.mem_align > image->geometry.align))
         return try_units(image);
     /* Some filesystems take O_DIRECT at open and refuse the I/O. */
     if (bounce_get(&bounce, MAX_ALIGN) < 0)
         return -ENOMEM;
-    r = trial_read(image->fd, bounce.memory, image->align) ? 0 : -ENOTSUP;
+    r = trial_read(image->fd, bounce.memory, image->geometry.align) ? 0 : -ENOTSUP;
     bounce_put(&bounce);
     return r == 0 ? 0 : try_units(image);
 }
@@ -163,12 +163,14 @@ static void measure_block_device(struct image *image)
     ioctl(image->fd, BLKSSZGET, &sector);
     ioctl(image->fd, BLKPBSZGET, &physical);
     ioctl(image->fd, BLKIOOPT, &optimal);
-    image->sector = is_power_of_two(sector) ? (uint32_t)sector : PAGE_BYTES;
-    image->granule = image->sector > image->align ? image->sector : image->align;
-    image->preferred_block = is_power_of_two(optimal)    ? optimal
-                             : is_power_of_two(physical) ? physical
-                                                         : image->sector;
-    image->rotational = is_rotational(image->key.device);
+    image->geometry.sector = is_power_of_two(sector) ? (uint32_t)sector : PAGE_BYTES;
+    image->geometry.granule = image->geometry.sector > image->geometry.align
+                                  ? image->geometry.sector
+                                  : image->geometry.align;
+    image->geometry.preferred_block = is_power_of_two(optimal)    ? optimal
+                                      : is_power_of_two(physical) ? physical
+                                                                  : image->geometry.sector;
+    image->geometry.rotational = is_rotational(image->key.device);
 }
 
 static int measure_file(struct image *image)
@@ -178,22 +180,25 @@ static int measure_file(struct image *image)
 
     if (fstat(image->fd, &st) < 0 || fstatfs(image->fd, &fs) < 0)
         return -errno;
-    image->sector = SECTOR_BYTES;
-    image->preferred_block = is_power_of_two(st.st_blksize) ? (uint32_t)st.st_blksize : PAGE_BYTES;
+    image->geometry.sector = SECTOR_BYTES;
+    image->geometry.preferred_block =
+        is_power_of_two(st.st_blksize) ? (uint32_t)st.st_blksize : PAGE_BYTES;
     /* fallocate zeroes parts of a filesystem block through the page cache.  Pages that direct
      * writes also touch must not be left dirty there: written back later, they would undo these.
      */
-    image->granule = 1;
+    image->geometry.granule = 1;
     if (image->direct) {
-        image->granule = image->align > PAGE_BYTES ? image->align : PAGE_BYTES;
-        while (image->granule < (uint64_t)fs.f_bsize && image->granule < BOUNCE_MAX)
-            image->granule *= 2;
+        image->geometry.granule =
+            image->geometry.align > PAGE_BYTES ? image->geometry.align : PAGE_BYTES;
+        while (image->geometry.granule < (uint64_t)fs.f_bsize &&
+               image->geometry.granule < BOUNCE_MAX)
+            image->geometry.granule *= 2;
     }
-    image->rotational = is_rotational(image->key.device);
+    image->geometry.rotational = is_rotational(image->key.device);
     return 0;
 }
 
-int geometry_probe(struct image *image)
+int image_probe_geometry(struct image *image)
 {
     int r = probe_alignment(image);
 
@@ -203,11 +208,11 @@ int geometry_probe(struct image *image)
         r = measure_file(image);
     if (r < 0)
         return r;
-    if (image->preferred_block < image->align)
-        image->preferred_block = image->align;
-    if (image->preferred_block < SECTOR_BYTES)
-        image->preferred_block = SECTOR_BYTES;
-    if (image->preferred_block > MAX_PREFERRED_BLOCK)
-        image->preferred_block = MAX_PREFERRED_BLOCK;
+    if (image->geometry.preferred_block < image->geometry.align)
+        image->geometry.preferred_block = image->geometry.align;
+    if (image->geometry.preferred_block < SECTOR_BYTES)
+        image->geometry.preferred_block = SECTOR_BYTES;
+    if (image->geometry.preferred_block > MAX_PREFERRED_BLOCK)
+        image->geometry.preferred_block = MAX_PREFERRED_BLOCK;
     return 0;
 }

@@ -12,7 +12,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "plugin/disk/image.h"
+#include "plugin/disk/health.h"
+#include "plugin/disk/image-table.h"
 
 /* For half a second: see image_get. */
 #define LOCK_TRIES 25
@@ -72,9 +73,9 @@ static void close_and_unlink(struct image *image)
  */
 static void flush_dirty(struct image *image)
 {
-    while (image->references == 1 && atomic_load(&image->dirty) && flush_health(image) == 0) {
+    while (image->references == 1 && atomic_load(&image->dirty) && image_health(image) == 0) {
         pthread_mutex_unlock(&images_lock);
-        flush_image(image);
+        image_flush(image);
         pthread_mutex_lock(&images_lock);
     }
 }
@@ -116,13 +117,13 @@ static struct image *find_or_add(const struct image_key *key, int path_fd, const
 }
 
 static int get_once(int path_fd, const char *name, const struct image_options *options,
-                    struct image **result, char why[SOURCE_ERROR_SIZE])
+                    struct image **result, char why[LOG_LINE_SIZE])
 {
     struct stat st;
 
     if (fstat(path_fd, &st) < 0) {
         int err = -errno;
-        snprintf(why, SOURCE_ERROR_SIZE, "%s: %s", name, strerror(-err));
+        snprintf(why, LOG_LINE_SIZE, "%s: %s", name, strerror(-err));
         return err;
     }
     struct image_key key = {.block = S_ISBLK(st.st_mode)};
@@ -134,7 +135,7 @@ static int get_once(int path_fd, const char *name, const struct image_options *o
     bool is_new = image && image->state == IMAGE_OPENING;
     pthread_mutex_unlock(&images_lock);
     if (!image) {
-        snprintf(why, SOURCE_ERROR_SIZE, "%s: %s", name, strerror(ENOMEM));
+        snprintf(why, LOG_LINE_SIZE, "%s: %s", name, strerror(ENOMEM));
         return -ENOMEM;
     }
     if (!is_new) {
@@ -162,7 +163,7 @@ static int get_once(int path_fd, const char *name, const struct image_options *o
  * 6.18): a server that is restarted at once must not refuse its first client for that.
  */
 int image_get(int path_fd, const char *name, const struct image_options *options,
-              struct image **result, char why[SOURCE_ERROR_SIZE])
+              struct image **result, char why[LOG_LINE_SIZE])
 {
     const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
     int r = get_once(path_fd, name, options, result, why);

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "plugin/disk/fd.h"
 #include "plugin/disk/image.h"
 #include "plugin/disk/log.h"
 #include "plugin/disk/qemu-lock.h"
@@ -24,7 +25,7 @@
 
 static int fail(char *why, const struct image *image, const char *what, int err)
 {
-    snprintf(why, SOURCE_ERROR_SIZE, "%s: %s: %s", image->name, what, strerror(-err));
+    snprintf(why, LOG_LINE_SIZE, "%s: %s: %s", image->name, what, strerror(-err));
     return err;
 }
 
@@ -75,7 +76,7 @@ static bool may_duplicate(int fd, int flags)
 /* Opens path_fd's inode again; where that is forbidden but the descriptor is the user's own, a duplicate of that. */
 static int open_again(const struct image *image, int path_fd, int flags)
 {
-    int fd = source_reopen(path_fd, flags);
+    int fd = fd_reopen(path_fd, flags);
 
     if (fd < 0 && image->inherited && !(flags & O_DIRECT) && may_duplicate(path_fd, flags))
         fd = fcntl(path_fd, F_DUPFD_CLOEXEC, 0);
@@ -134,11 +135,11 @@ static int open_direct(struct image *image, bool wanted)
 
     image->fd = image->buffered_fd;
     if (wanted) {
-        r = source_reopen(image->buffered_fd, (image->readonly ? O_RDONLY : O_RDWR) | O_DIRECT);
+        r = fd_reopen(image->buffered_fd, (image->readonly ? O_RDONLY : O_RDWR) | O_DIRECT);
         if (r >= 0) {
             image->fd = r;
             image->direct = true;
-            r = geometry_probe(image);
+            r = image_probe_geometry(image);
             if (r == 0)
                 return 0;
             close(image->fd);
@@ -147,7 +148,7 @@ static int open_direct(struct image *image, bool wanted)
         }
         warn_of_page_cache(image, r);
     }
-    return geometry_probe(image);
+    return image_probe_geometry(image);
 }
 
 /* One of many images must not take the last descriptors: without any, nbdkit accepts no client and says nothing to
@@ -162,7 +163,7 @@ static bool is_one_too_many(const struct image *image)
 }
 
 int image_open(struct image *image, int path_fd, const struct image_options *options,
-               char why[SOURCE_ERROR_SIZE])
+               char why[LOG_LINE_SIZE])
 {
     const char *why_readonly;
 
@@ -178,7 +179,7 @@ int image_open(struct image *image, int path_fd, const struct image_options *opt
     if (size < 0)
         return fail(why, image, "its size cannot be read", size);
     atomic_store(&image->size, size);
-    r = lock_image(image, options->locking, why);
+    r = image_lock(image, options->locking, why);
     if (r < 0)
         return r;
     r = flush_set_open(image);
@@ -190,7 +191,8 @@ int image_open(struct image *image, int path_fd, const struct image_options *opt
         "%s: %s, %lld bytes, %s, %s, direct I/O alignment %u (memory %u), preferred block %u, %u flush descriptors",
         image->name, image->key.block ? "block device" : "file", (long long)size,
         image->readonly ? "read-only" : "read-write", image->direct ? "O_DIRECT" : "page cache",
-        image->align, image->mem_align, image->preferred_block, image->flush.count);
+        image->geometry.align, image->geometry.mem_align, image->geometry.preferred_block,
+        image->flush.count);
     return 0;
 }
 

@@ -15,10 +15,11 @@
 #include <sys/types.h>
 
 #include "backends/backend.h"
-#include "plugin/config.h"
 #include "plugin/disk/flush.h"
+#include "plugin/disk/geometry.h"
+#include "plugin/disk/log.h"
+#include "plugin/disk/qemu-lock.h"
 #include "plugin/disk/range-lock.h"
-#include "plugin/exports.h"
 
 #define IMAGE_MAX_REQUEST (64u << 20) /* bytes of data, advertised and kept by nbdkit */
 
@@ -45,16 +46,10 @@ struct image {
     bool readonly;       /* as served */
     bool wants_readonly; /* as asked for: -r, or a filter */
     bool direct;
-    bool inherited;     /* from fd=: cannot always be reopened */
-    int fd;             /* O_DIRECT if direct; carries the locks */
-    int buffered_fd;    /* the same file through the page cache; == fd unless direct */
-    uint32_t align;     /* bytes, power of two: offset and length of direct I/O; 1 unless direct */
-    uint32_t mem_align; /* bytes, power of two: memory of direct I/O */
-    uint32_t
-        granule; /* bytes, power of two, >= align: what fallocate can take without the page cache */
-    uint32_t sector; /* bytes, power of two: unit of BLKZEROOUT and BLKDISCARD */
-    uint32_t preferred_block;
-    bool rotational;
+    bool inherited;  /* from fd=: cannot always be reopened */
+    int fd;          /* O_DIRECT if direct; carries the locks */
+    int buffered_fd; /* the same file through the page cache; == fd unless direct */
+    struct geometry geometry;
 
     /* Own locks inside. */
     struct flush_set flush;
@@ -100,19 +95,6 @@ struct image_options {
     bool callers_write; /* requests' own threads make the calls, not workers or the kernel's */
 };
 
-/* Finds the open image of the file that path_fd refers to, or opens it.  Returns 0 and a reference, or -errno and
- * a line in `why`; -EBUSY (another program's lock) only after half a second.  Waits while another opens or closes this one, and
- * for no other image.  path_fd stays the caller's.  Nbdkit's threads; blocks.
- */
-int image_get(int path_fd, const char *name, const struct image_options *options,
-              struct image **image, char why[SOURCE_ERROR_SIZE]);
-
-/* Gives the reference back.  The last one flushes and closes the image, unless it is to be kept. */
-void image_put(struct image *image);
-
-/* Closes those that were kept.  No references are left, and the backend still runs. */
-void image_close_all(void);
-
 /* --- image.c: one image; image_new to image_follow_size are for image-table.c --- */
 
 /* A closed one, or NULL when there is no memory. */
@@ -121,7 +103,7 @@ struct image *image_new(const struct image_key *key, const char *name,
 
 /* Returns 0, or -errno and a line in `why`; then, too, image_close is owed.  Blocks. */
 int image_open(struct image *image, int path_fd, const struct image_options *options,
-               char why[SOURCE_ERROR_SIZE]);
+               char why[LOG_LINE_SIZE]);
 
 /* Ends what runs in the background, and closes every descriptor: the locks go with them.  Blocks. */
 void image_close(struct image *image);
@@ -145,11 +127,6 @@ int image_before_write(struct image *image, uint64_t end);
  * meanwhile does not cover it.
  */
 void image_after_write(struct image *image);
-
-/* geometry.c: fills in align, mem_align, granule, sector, preferred_block, rotational.  Returns 0, or -ENOTSUP
- * when direct I/O is not to be had on image->fd.
- */
-int geometry_probe(struct image *image);
 
 static inline bool image_key_equal(const struct image_key *a, const struct image_key *b)
 {

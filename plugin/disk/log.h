@@ -5,6 +5,9 @@
 #ifndef AIODISK_LOG_H
 #define AIODISK_LOG_H
 
+/* Room for one line that says what was wrong, on what. */
+#define LOG_LINE_SIZE 512
+
 /* One line that the user must see: something works otherwise than was asked, or a disk is in trouble. */
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -38,7 +38,7 @@ static const struct plan reader = {
 
 static int busy(const struct image *image, char *why)
 {
-    snprintf(why, SOURCE_ERROR_SIZE,
+    snprintf(why, LOG_LINE_SIZE,
              "%s: in use by another program, which excludes serving it %s (locking=off overrides)",
              image->name, image->readonly ? "at all" : "read-write");
     return -EBUSY;
@@ -71,7 +71,7 @@ static int take_locks(const struct image *image, const struct plan *plan, char *
     return 0;
 }
 
-int lock_image(const struct image *image, enum locking_mode mode, char why[SOURCE_ERROR_SIZE])
+int image_lock(const struct image *image, enum locking_mode mode, char why[LOG_LINE_SIZE])
 {
     if (mode == LOCKING_OFF)
         return 0;
@@ -82,7 +82,7 @@ int lock_image(const struct image *image, enum locking_mode mode, char why[SOURC
         log_debug("%s: served without locks: %s", image->name, strerror(-r));
         return 0;
     }
-    snprintf(why, SOURCE_ERROR_SIZE, "%s: cannot be locked: %s (locking=auto goes on without)",
+    snprintf(why, LOG_LINE_SIZE, "%s: cannot be locked: %s (locking=auto goes on without)",
              image->name, strerror(-r));
     return r;
 }

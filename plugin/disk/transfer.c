@@ -4,7 +4,7 @@
  * part is read first, modified and written back, under the range lock.
  *
  * A file whose size is no multiple of the block has a tail that direct I/O cannot write without
- * growing the file.  The tail goes through the page cache, always, and in whole pages (image->granule): a
+ * growing the file.  The tail goes through the page cache, always, and in whole pages (image->geometry.granule): a
  * page that both ways used could be written back with old bytes.
  *
  * Runs on the requests' threads.  A bounce buffer is copied from only after a read that filled it.
@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "plugin/disk/bounce.h"
+#include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
 #include "plugin/disk/transfer.h"
 
@@ -65,7 +66,7 @@ static int write_plain(struct image *image, int fd, const void *buf, uint64_t le
                        uint64_t offset, bool fua)
 {
     if (fua)
-        return flush_write_through(image, fd, buf, length, offset);
+        return image_write_through(image, fd, buf, length, offset);
     if (image->takes_turns && fd == image->buffered_fd)
         return write_in_turn(image, fd, buf, length, offset);
     return do_io(image, REQUEST_WRITE, fd, (void *)buf, length, offset, NULL);
@@ -78,8 +79,8 @@ static uint64_t direct_part(const struct image *image, uint64_t length, uint64_t
 
     if (!image->direct)
         return 0;
-    if (end % image->align != 0)
-        end = align_down(end, image->granule);
+    if (end % image->geometry.align != 0)
+        end = align_down(end, image->geometry.granule);
     if (offset >= end)
         return 0;
     return end - offset < length ? end - offset : length;
@@ -87,25 +88,25 @@ static uint64_t direct_part(const struct image *image, uint64_t length, uint64_t
 
 static bool memory_is_aligned(const struct image *image, const void *buf)
 {
-    return (uintptr_t)buf % image->mem_align == 0;
+    return (uintptr_t)buf % image->geometry.mem_align == 0;
 }
 
 /* The next piece of a direct transfer: how long it is, and whether it can do without a bounce buffer. */
 static uint64_t next_piece(const struct image *image, const void *buf, uint64_t length,
                            uint64_t offset, bool *in_place)
 {
-    *in_place =
-        offset % image->align == 0 && length >= image->align && memory_is_aligned(image, buf);
+    *in_place = offset % image->geometry.align == 0 && length >= image->geometry.align &&
+                memory_is_aligned(image, buf);
     if (*in_place)
-        return align_down(length, image->align);
-    uint64_t room = BOUNCE_MAX - offset % image->align;
+        return align_down(length, image->geometry.align);
+    uint64_t room = BOUNCE_MAX - offset % image->geometry.align;
     return length < room ? length : room;
 }
 
 static int read_bounced(struct image *image, char *buf, uint64_t length, uint64_t offset)
 {
-    uint64_t start = align_down(offset, image->align);
-    uint64_t end = align_up(offset + length, image->align);
+    uint64_t start = align_down(offset, image->geometry.align);
+    uint64_t end = align_up(offset + length, image->geometry.align);
     uint64_t transferred;
     struct bounce bounce;
 
@@ -122,7 +123,7 @@ static int read_bounced(struct image *image, char *buf, uint64_t length, uint64_
     return r;
 }
 
-int transfer_read(struct image *image, void *buf, uint64_t length, uint64_t offset)
+int image_read(struct image *image, void *buf, uint64_t length, uint64_t offset)
 {
     uint64_t direct = direct_part(image, length, offset);
     char *to = buf;
@@ -144,16 +145,16 @@ int transfer_read(struct image *image, void *buf, uint64_t length, uint64_t offs
 
 static int read_block(struct image *image, char *memory, uint64_t offset)
 {
-    return do_io(image, REQUEST_READ, image->fd, memory, image->align, offset, NULL);
+    return do_io(image, REQUEST_READ, image->fd, memory, image->geometry.align, offset, NULL);
 }
 
 /* Under the range lock, exclusively if it reads. */
 static int write_bounced(struct image *image, const char *buf, uint64_t length, uint64_t offset,
                          bool fua)
 {
-    uint64_t start = align_down(offset, image->align);
-    uint64_t end = align_up(offset + length, image->align);
-    uint64_t last = end - image->align;
+    uint64_t start = align_down(offset, image->geometry.align);
+    uint64_t end = align_up(offset + length, image->geometry.align);
+    uint64_t last = end - image->geometry.align;
     struct bounce bounce;
 
     int r = bounce_get(&bounce, end - start);
@@ -197,7 +198,7 @@ static int write_locked(struct image *image, const char *buf, uint64_t length, u
     if (r == 0 && length > 0)
         r = write_plain(image, image->buffered_fd, buf, length, offset, each_fua);
     if (r == 0 && fua && several)
-        r = flush_image(image);
+        r = image_flush(image);
     return r;
 }
 
@@ -206,14 +207,14 @@ static bool reads_first(const struct image *image, uint64_t length, uint64_t off
 {
     uint64_t direct = direct_part(image, length, offset);
 
-    return direct > 0 && (offset % image->align != 0 ||
-                          (direct == length && (offset + length) % image->align != 0));
+    return direct > 0 && (offset % image->geometry.align != 0 ||
+                          (direct == length && (offset + length) % image->geometry.align != 0));
 }
 
 void transfer_lock(struct image *image, struct range *range, uint64_t length, uint64_t offset)
 {
-    range->start = align_down(offset, image->align);
-    range->end = align_up(offset + length, image->align);
+    range->start = align_down(offset, image->geometry.align);
+    range->end = align_up(offset + length, image->geometry.align);
     range->exclusive = image->direct && reads_first(image, length, offset);
     if (!image->direct)
         return;
@@ -232,15 +233,15 @@ void transfer_unlock(struct image *image, struct range *range)
         range_release(&image->ranges, range);
 }
 
-int transfer_write(struct image *image, const void *buf, uint64_t length, uint64_t offset, bool fua)
+int image_write(struct image *image, const void *buf, uint64_t length, uint64_t offset, bool fua)
 {
     uint64_t end = offset + length;
     struct range range;
 
     if (direct_part(image, length, offset) == length)
-        end = align_up(end, image->align);
+        end = align_up(end, image->geometry.align);
     /* An image that has lost writes takes no promise it cannot keep. */
-    int r = fua ? flush_health(image) : 0;
+    int r = fua ? image_health(image) : 0;
     if (r == 0)
         r = image_before_write(image, end);
     if (r < 0)

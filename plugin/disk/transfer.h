@@ -11,11 +11,10 @@ struct range;
 
 /* Each returns 0 or -errno; nbdkit's threads; blocks. */
 
-int transfer_read(struct image *image, void *buf, uint64_t length, uint64_t offset);
+int image_read(struct image *image, void *buf, uint64_t length, uint64_t offset);
 
 /* With fua, durable when it returns 0. */
-int transfer_write(struct image *image, const void *buf, uint64_t length, uint64_t offset,
-                   bool fua);
+int image_write(struct image *image, const void *buf, uint64_t length, uint64_t offset, bool fua);
 
 /* Writes zeros; the caller holds the range lock (transfer_lock) and has called image_before_write. */
 int transfer_write_zeros(struct image *image, uint64_t length, uint64_t offset);

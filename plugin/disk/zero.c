@@ -11,6 +11,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
+#include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
 #include "plugin/disk/transfer.h"
 #include "plugin/disk/zero.h"
@@ -122,7 +123,7 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
      * from the page cache before it finds out that the device cannot: until that is known, nothing in them may be unwritten.
      */
     if (flags & ZERO_MAY_TRIM) {
-        r = is_unknown(&image->can_punch) ? flush_image(image) : 0;
+        r = is_unknown(&image->can_punch) ? image_flush(image) : 0;
         if (r == 0)
             r = punch(image, length, offset);
     }
@@ -139,8 +140,9 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
 static void whole_units(const struct image *image, uint64_t length, uint64_t offset,
                         uint64_t *start, uint64_t *end)
 {
-    uint64_t unit =
-        image->key.block && image->granule < image->sector ? image->sector : image->granule;
+    uint64_t unit = image->key.block && image->geometry.granule < image->geometry.sector
+                        ? image->geometry.sector
+                        : image->geometry.granule;
 
     *start = align_up(offset, unit);
     *end = offset + length;
@@ -189,13 +191,13 @@ static int check_device_end(const struct image *image, uint64_t end)
     return end <= (uint64_t)size ? 0 : -ENOSPC;
 }
 
-int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
 {
     struct range range;
 
     if (length == 0)
         return 0;
-    int r = flags & ZERO_FUA ? flush_health(image) : 0;
+    int r = flags & ZERO_FUA ? image_health(image) : 0;
     if (r == 0)
         r = image_before_write(image, offset + length);
     if (r == 0)
@@ -207,7 +209,7 @@ int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned f
     image_after_write(image);
     transfer_unlock(image, &range);
     if (r == 0 && (flags & ZERO_FUA))
-        r = flush_image(image);
+        r = image_flush(image);
     /* Anything else than a fast zero must not say this: nbdkit 1.32 would fall back to writing, and go wrong. */
     return r == -EOPNOTSUPP && !(flags & ZERO_FAST) ? -EIO : r;
 }
@@ -230,12 +232,12 @@ static int trim_locked(struct image *image, uint64_t start, uint64_t end)
     return r;
 }
 
-int trim_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
+int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
 {
     struct range range;
     uint64_t start, end;
 
-    int r = flags & ZERO_FUA ? flush_health(image) : 0;
+    int r = flags & ZERO_FUA ? image_health(image) : 0;
     if (r == 0)
         r = image_before_write(image, offset + length);
     if (r < 0)
@@ -248,6 +250,6 @@ int trim_image(struct image *image, uint64_t length, uint64_t offset, unsigned f
         transfer_unlock(image, &range);
     }
     if (r == 0 && (flags & ZERO_FUA))
-        r = flush_image(image);
+        r = image_flush(image);
     return r;
 }

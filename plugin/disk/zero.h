@@ -16,7 +16,7 @@ enum zero_flags {
 };
 
 /* Each returns 0 or -errno, -EOPNOTSUPP only for ZERO_FAST.  Up to 4 GiB - 1; nbdkit's threads; blocks. */
-int zero_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
-int trim_image(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
+int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
+int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
 
 #endif
