@@ -1,23 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What all backends have in common: the table of them, choosing one, "sync is submit + wait", the
- * continuation of short transfers and EINTR, and the way through the pool.
+/* What all backends have in common: the table of them, choosing one, and "sync is submit + wait".
  *
- * Runs on the submitter's thread, on the loop thread (completions) and on the pool's workers (request_perform).
+ * Runs on the submitter's thread and on the loop thread (completions).
  * Knows no ring: each is one file behind struct backend_ops.
  */
 #include "backends/backend.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/fs.h>
 #include <semaphore.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
-#include "backends/list.h"
 
 /* In the order in which backend=auto tries them.  Threads come first because they measured fastest, and they
  * cannot fail; README.md, "Which backend", has the figures, tests/bench-backend and fio-jobs/compare the commands.
@@ -169,12 +162,6 @@ int backend_run(struct backend *backend, struct request *request)
     return submit_and_wait(backend, request);
 }
 
-void request_finish(struct request *request, int result)
-{
-    request->result = result;
-    request->done(request);
-}
-
 void request_give_back(struct request *request)
 {
     if (request->done == wake_waiter) {
@@ -187,144 +174,4 @@ void request_give_back(struct request *request)
     int r = request_submit_to_pool(request);
     if (r < 0)
         request_finish(request, r);
-}
-
-/* --- One request, by blocking calls --- */
-
-/* Moves the request on by n bytes. */
-static void consume(struct request *request, uint64_t n)
-{
-    request->offset += n;
-    request->length -= n;
-    request->transferred += n;
-    while (n > 0) {
-        size_t part = request->iov->iov_len < n ? request->iov->iov_len : n;
-
-        request->iov->iov_base = (char *)request->iov->iov_base + part;
-        request->iov->iov_len -= part;
-        n -= part;
-        if (request->iov->iov_len == 0) {
-            request->iov++;
-            request->iovcnt--;
-        }
-    }
-}
-
-bool request_advance(struct request *request, ssize_t ret)
-{
-    if (ret == -EINTR)
-        return false;
-    if (ret < 0) {
-        request->result = ret;
-        return true;
-    }
-    request->result = 0;
-    if (request->op != REQUEST_READ && request->op != REQUEST_WRITE)
-        return true;
-    assert((uint64_t)ret <= request->length);
-    if (ret == 0 && request->length > 0) {
-        request->result = request->op == REQUEST_READ ? -EIO : -ENOSPC;
-        return true;
-    }
-    consume(request, ret);
-    return request->length == 0;
-}
-
-static ssize_t ioctl_on_range(const struct request *request, unsigned long command)
-{
-    uint64_t range[2] = {request->offset, request->length};
-
-    return ioctl(request->fd, command, range);
-}
-
-/* One try.  Returns a byte count or -errno. */
-static ssize_t perform_once(struct request *r)
-{
-    ssize_t n = -1;
-
-    switch (r->op) {
-    case REQUEST_READ:
-        n = preadv(r->fd, r->iov, r->iovcnt, r->offset);
-        break;
-    case REQUEST_WRITE:
-        if (r->flags & REQUEST_FUA)
-            n = pwritev2(r->fd, r->iov, r->iovcnt, r->offset, RWF_DSYNC);
-        else
-            n = pwritev(r->fd, r->iov, r->iovcnt, r->offset);
-        /* A kernel or a seccomp filter without pwritev2(2). */
-        if (n < 0 && errno == ENOSYS)
-            errno = EOPNOTSUPP;
-        break;
-    case REQUEST_FDATASYNC:
-        n = fdatasync(r->fd);
-        break;
-    case REQUEST_FALLOCATE:
-        n = fallocate(r->fd, r->mode, r->offset, r->length);
-        break;
-    case REQUEST_DISCARD:
-        n = ioctl_on_range(r, BLKDISCARD);
-        break;
-    case REQUEST_ZEROOUT:
-        n = ioctl_on_range(r, BLKZEROOUT);
-        break;
-    case REQUEST_CALL:
-        return r->call(r);
-    }
-    return n < 0 ? -errno : n;
-}
-
-int request_perform(struct request *request)
-{
-    while (!request_advance(request, perform_once(request)))
-        ;
-    return request->result;
-}
-
-/* --- The way through the pool --- */
-
-static struct request *request_of(struct task *task)
-{
-    return (struct request *)((char *)task - offsetof(struct request, task));
-}
-
-static int perform_task(struct task *task)
-{
-    return request_perform(request_of(task));
-}
-
-static void finish_task(struct task *task)
-{
-    request_finish(request_of(task), task->result);
-}
-
-static enum pool_lane lane_of(const struct request *request)
-{
-    switch (request->op) {
-    case REQUEST_READ:
-        return POOL_FAST;
-    case REQUEST_WRITE:
-        return request->flags & REQUEST_FUA ? POOL_SLOW : POOL_FAST;
-    case REQUEST_CALL:
-        return request->flags & REQUEST_SLOW ? POOL_SLOW : POOL_FAST;
-    default:
-        return POOL_SLOW;
-    }
-}
-
-static void prepare_task(struct request *request)
-{
-    request->task =
-        (struct task){.run = perform_task, .done = finish_task, .lane = lane_of(request)};
-}
-
-int request_submit_to_pool(struct request *request)
-{
-    prepare_task(request);
-    return pool_submit(request->backend->config.pool, &request->task);
-}
-
-int request_run_on_pool(struct request *request)
-{
-    prepare_task(request);
-    return request->result = pool_run(request->backend->config.pool, &request->task);
 }

@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
-#include "backends/list.h"
 #include "backends/ring.h"
 
 #define REAP_BATCH 64u

@@ -11,7 +11,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "backends/list.h"
 #include "backends/ring.h"
 
 #define REAP_BATCH 64u

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "backends/list.h"
+#include "backends/backend.h"
 
 static int threads_open(const struct backend_config *config, struct backend **backend)
 {
