@@ -24,6 +24,7 @@
 #include "plugin/disk/flush.h"
 #include "plugin/disk/health.h"
 #include "plugin/disk/image-table.h"
+#include "plugin/disk/image.h"
 #include "plugin/disk/log.h"
 #include "plugin/disk/prefetch.h"
 #include "plugin/disk/transfer.h"
