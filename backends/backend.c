@@ -6,11 +6,11 @@
  */
 #include "backends/backend.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <semaphore.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "pool/waiter.h"
 
 /* In the order in which backend=auto tries them.  Threads come first because they measured fastest, and they
  * cannot fail; README.md, "Which backend", has the figures, tests/bench-backend and fio-jobs/compare the commands.
@@ -99,14 +99,20 @@ void backend_close(struct backend *backend)
     backend->ops->close(backend);
 }
 
-/* --- The two ways in --- */
+unsigned backend_max_blocking_calls(const struct backend *backend)
+{
+    struct pool_counters counters;
 
-/* A backend_run caller that waits for the loop thread.  On its stack: `wake` is the last touch. */
-struct waiter {
-    sem_t wake;
-    bool given_back; /* written before `wake` is posted */
-    void *opaque;    /* the request's own, kept while the waiter uses its place */
-};
+    pool_read_counters(backend->config.pool, &counters);
+    return counters.max_threads;
+}
+
+bool backend_callers_perform(const struct backend *backend)
+{
+    return backend->ops->run;
+}
+
+/* --- The two ways in --- */
 
 static bool takes(const struct backend *backend, const struct request *request)
 {
@@ -115,63 +121,44 @@ static bool takes(const struct backend *backend, const struct request *request)
     return !backend->ops->takes || backend->ops->takes(backend, request);
 }
 
-int backend_submit(struct backend *backend, struct request *request)
+static void begin(struct backend *backend, struct request *request)
 {
-    request->backend = backend;
+    request->pool = backend->config.pool;
+    request->waiter = NULL;
+    request->given_back = false;
     request->result = 0;
     request->transferred = 0;
+}
+
+int backend_submit(struct backend *backend, struct request *request)
+{
+    begin(backend, request);
     if (!takes(backend, request))
         return request_submit_to_pool(request);
     return backend->ops->submit(backend, request);
 }
 
-static void wake_waiter(struct request *request)
-{
-    struct waiter *waiter = request->opaque;
-
-    sem_post(&waiter->wake);
-}
-
 static int submit_and_wait(struct backend *backend, struct request *request)
 {
-    struct waiter waiter = {.opaque = request->opaque};
+    struct waiter waiter;
 
-    sem_init(&waiter.wake, 0, 0);
-    request->opaque = &waiter;
-    request->done = wake_waiter;
+    waiter_init(&waiter);
+    request->waiter = &waiter;
     int r = backend->ops->submit(backend, request);
     if (r == 0) {
-        while (sem_wait(&waiter.wake) < 0)
-            assert(errno == EINTR);
+        waiter_wait(&waiter);
         r = request->result;
     }
-    sem_destroy(&waiter.wake);
-    request->opaque = waiter.opaque;
-    return waiter.given_back ? request_run_on_pool(request) : r;
+    waiter_destroy(&waiter);
+    return request->given_back ? request_run_on_pool(request) : r;
 }
 
 int backend_run(struct backend *backend, struct request *request)
 {
-    request->backend = backend;
-    request->result = 0;
-    request->transferred = 0;
+    begin(backend, request);
     if (!takes(backend, request))
         return request_run_on_pool(request);
     if (backend->ops->run)
         return backend->ops->run(backend, request);
     return submit_and_wait(backend, request);
-}
-
-void request_give_back(struct request *request)
-{
-    if (request->done == wake_waiter) {
-        /* Its caller waits and can do it: by pool_run, which never fails for lack of threads. */
-        struct waiter *waiter = request->opaque;
-        waiter->given_back = true;
-        sem_post(&waiter->wake);
-        return;
-    }
-    int r = request_submit_to_pool(request);
-    if (r < 0)
-        request_finish(request, r);
 }

@@ -68,6 +68,12 @@ int backend_open(const char *name, const struct backend_config *config, struct b
 
 void backend_close(struct backend *backend);
 
+/* The number of blocking calls that the backend may run at once: the pool's max-threads. */
+unsigned backend_max_blocking_calls(const struct backend *backend);
+
+/* Returns whether backend_run's caller may make the call on its own thread. */
+bool backend_callers_perform(const struct backend *backend);
+
 /* The i-th backend compiled in, or NULL: for tests and for --dump-plugin. */
 const char *backend_name(size_t i);
 
@@ -78,13 +84,6 @@ int backend_submit(struct backend *backend, struct request *request);
  * Which way it goes is chosen here and in the pool.  Blocks.  Any thread but the loop's and the workers'.
  */
 int backend_run(struct backend *backend, struct request *request);
-
-/* --- For backends --- */
-
-/* A backend has accepted the request and finds that it cannot carry it out (the kernel says -EAGAIN
- * or -ECANCELED): the pool does.  What was transferred already stays transferred.  Loop thread.
- */
-void request_give_back(struct request *request);
 
 /* The backends there are.  A new one is declared here and named in backend.c's table, no more. */
 extern const struct backend_ops threads_ops;

@@ -27,8 +27,7 @@ struct uring {
     struct io_uring uring;
     bool deferred; /* completions appear only when we ask for them */
     bool has_fsync, has_fallocate;
-    struct io_uring_sqe *sqes[RING_BATCH]; /* those of the push that is going on */
-    unsigned stale;                        /* submission entries left over, turned into no-ops */
+    unsigned stale; /* submission entries left over, turned into no-ops */
 };
 
 /* Best first.  A flag that the kernel does not know gives -EINVAL, and the next step is tried. */
@@ -71,34 +70,33 @@ static void prepare(struct io_uring_sqe *sqe, struct request *r)
 /* Turns entries that the kernel did not take into no-ops: their requests may be gone, or come again, before the
  * kernel looks at them.
  */
-static void withdraw(struct uring *u, unsigned from, unsigned to)
+static void withdraw(struct uring *u, struct io_uring_sqe *const *sqes, unsigned count)
 {
-    for (unsigned i = from; i < to; i++) {
-        io_uring_prep_nop(u->sqes[i]);
-        io_uring_sqe_set_data(u->sqes[i], NULL);
-        u->stale++;
+    for (unsigned i = 0; i < count; i++) {
+        io_uring_prep_nop(sqes[i]);
+        io_uring_sqe_set_data(sqes[i], NULL);
     }
+    u->stale += count;
 }
 
-static int uring_push(struct ring *ring, struct request *first, unsigned count)
+static int uring_push(struct ring *ring, struct request *const *batch, unsigned count)
 {
-    struct uring *u = (struct uring *)ring;
+    struct uring *u = container_of(ring, struct uring, ring);
+    struct io_uring_sqe *sqes[RING_BATCH];
     unsigned prepared = 0, stale = u->stale;
 
-    while (prepared < count && prepared < RING_BATCH && first) {
-        struct io_uring_sqe *sqe = io_uring_get_sqe(&u->uring);
-        if (!sqe)
+    for (; prepared < count; prepared++) {
+        sqes[prepared] = io_uring_get_sqe(&u->uring);
+        if (!sqes[prepared])
             break;
-        prepare(sqe, first);
-        u->sqes[prepared++] = sqe;
-        first = first->next;
+        prepare(sqes[prepared], batch[prepared]);
     }
     int n = io_uring_submit(&u->uring);
     unsigned consumed = n > 0 ? n : 0;
     unsigned taken = consumed > stale ? consumed - stale : 0;
 
     u->stale -= consumed - taken;
-    withdraw(u, taken, prepared);
+    withdraw(u, sqes + taken, prepared - taken);
     /* Nothing taken and no error: no entry was free, because no-ops filled the ring. */
     return taken > 0 ? (int)taken : n < 0 ? n : -EAGAIN;
 }
@@ -106,7 +104,7 @@ static int uring_push(struct ring *ring, struct request *first, unsigned count)
 /* The entries are copied and given back before any request is finished: its `done` may poll the loop and come here again. */
 static void uring_reap(struct ring *ring)
 {
-    struct uring *u = (struct uring *)ring;
+    struct uring *u = container_of(ring, struct uring, ring);
     struct io_uring_cqe *cqes[REAP_BATCH], copies[REAP_BATCH];
     unsigned n;
 
@@ -128,7 +126,7 @@ static const struct ring_ops uring_ring_ops = {.push = uring_push, .reap = uring
 
 static bool uring_takes(const struct backend *backend, const struct request *request)
 {
-    const struct uring *u = (const struct uring *)backend;
+    const struct uring *u = container_of(backend, const struct uring, ring.backend);
 
     switch (request->op) {
     case REQUEST_READ:
@@ -172,26 +170,27 @@ static int probe_operations(struct uring *u)
     return has_read_write ? 0 : -ENOSYS;
 }
 
-struct call {
-    struct uring *u;
-    int result;
-};
+static int open_ring(struct uring *u)
+{
+    int r = set_up(u);
+
+    if (r < 0)
+        return r;
+    r = probe_operations(u);
+    if (r == 0)
+        r = io_uring_register_eventfd(&u->uring, u->ring.event_fd);
+    if (r == 0)
+        r = ring_start(&u->ring);
+    if (r < 0)
+        io_uring_queue_exit(&u->uring);
+    return r;
+}
 
 static void open_on_loop(void *opaque)
 {
-    struct call *call = opaque;
-    struct uring *u = call->u;
+    struct uring *u = opaque;
 
-    call->result = set_up(u);
-    if (call->result < 0)
-        return;
-    call->result = probe_operations(u);
-    if (call->result == 0)
-        call->result = io_uring_register_eventfd(&u->uring, u->ring.event_fd);
-    if (call->result == 0)
-        call->result = ring_start(&u->ring);
-    if (call->result < 0)
-        io_uring_queue_exit(&u->uring);
+    u->ring.start_result = open_ring(u);
 }
 
 static void close_on_loop(void *opaque)
@@ -210,7 +209,7 @@ static void free_uring(struct uring *u)
 
 static void uring_close(struct backend *backend)
 {
-    struct uring *u = (struct uring *)backend;
+    struct uring *u = container_of(backend, struct uring, ring.backend);
 
     loop_call(backend->config.loop, close_on_loop, u);
     free_uring(u);
@@ -227,11 +226,11 @@ static int uring_open(const struct backend_config *config, struct backend **back
         free(u);
         return r;
     }
-    struct call call = {.u = u};
-    loop_call(config->loop, open_on_loop, &call);
-    if (call.result < 0) {
+    loop_call(config->loop, open_on_loop, u);
+    r = u->ring.start_result;
+    if (r < 0) {
         free_uring(u);
-        return call.result;
+        return r;
     }
     r = ring_prove(&u->ring);
     if (r < 0) {

@@ -42,23 +42,21 @@ static void prepare(struct iocb *iocb, struct request *r, int event_fd)
 }
 
 /* The kernel copies an iocb when it takes it, so they need not outlive the call. */
-static int laio_push(struct ring *ring, struct request *first, unsigned count)
+static int laio_push(struct ring *ring, struct request *const *batch, unsigned count)
 {
-    struct laio *l = (struct laio *)ring;
+    struct laio *l = container_of(ring, struct laio, ring);
     struct iocb iocbs[RING_BATCH], *pointers[RING_BATCH];
-    unsigned n = 0;
 
-    for (; n < count && n < RING_BATCH && first; n++) {
-        prepare(&iocbs[n], first, ring->event_fd);
-        pointers[n] = &iocbs[n];
-        first = first->next;
+    for (unsigned i = 0; i < count; i++) {
+        prepare(&iocbs[i], batch[i], ring->event_fd);
+        pointers[i] = &iocbs[i];
     }
-    return io_submit(l->context, n, pointers);
+    return io_submit(l->context, count, pointers);
 }
 
 static void laio_reap(struct ring *ring)
 {
-    struct laio *l = (struct laio *)ring;
+    struct laio *l = container_of(ring, struct laio, ring);
     struct timespec at_once = {0, 0};
     struct io_event events[REAP_BATCH];
     int n;
@@ -74,7 +72,7 @@ static const struct ring_ops laio_ring_ops = {.push = laio_push, .reap = laio_re
 
 static bool laio_takes(const struct backend *backend, const struct request *request)
 {
-    const struct laio *l = (const struct laio *)backend;
+    const struct laio *l = container_of(backend, const struct laio, ring.backend);
 
     switch (request->op) {
     case REQUEST_READ:
@@ -91,9 +89,7 @@ static void start_on_loop(void *opaque)
 {
     struct laio *l = opaque;
 
-    /* The pointer says how it went: laio_open has no other use for it. */
-    if (ring_start(&l->ring) < 0)
-        l->ring.watch = NULL;
+    l->ring.start_result = ring_start(&l->ring);
 }
 
 static void stop_on_loop(void *opaque)
@@ -105,7 +101,7 @@ static void stop_on_loop(void *opaque)
 
 static void laio_close(struct backend *backend)
 {
-    struct laio *l = (struct laio *)backend;
+    struct laio *l = container_of(backend, struct laio, ring.backend);
 
     loop_call(backend->config.loop, stop_on_loop, l);
     io_destroy(l->context);
@@ -154,10 +150,9 @@ static int laio_open(const struct backend_config *config, struct backend **backe
     if (r < 0)
         goto fail;
     loop_call(config->loop, start_on_loop, l);
-    if (!l->ring.watch) {
-        r = -ENOMEM;
+    r = l->ring.start_result;
+    if (r < 0)
         goto fail;
-    }
     r = ring_prove(&l->ring);
     if (r < 0) {
         laio_close(&l->ring.backend);

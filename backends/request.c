@@ -9,11 +9,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <stddef.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "backends/backend.h"
+#include "pool/waiter.h"
 
 /* --- One request, by blocking calls --- */
 
@@ -110,7 +109,7 @@ int request_perform(struct request *request)
 
 static struct request *request_of(struct task *task)
 {
-    return (struct request *)((char *)task - offsetof(struct request, task));
+    return container_of(task, struct request, task);
 }
 
 static int perform_task(struct task *task)
@@ -146,17 +145,33 @@ static void prepare_task(struct request *request)
 int request_submit_to_pool(struct request *request)
 {
     prepare_task(request);
-    return pool_submit(request->backend->config.pool, &request->task);
+    return pool_submit(request->pool, &request->task);
 }
 
 int request_run_on_pool(struct request *request)
 {
     prepare_task(request);
-    return request->result = pool_run(request->backend->config.pool, &request->task);
+    return request->result = pool_run(request->pool, &request->task);
 }
 
 void request_finish(struct request *request, int result)
 {
     request->result = result;
-    request->done(request);
+    if (request->waiter)
+        waiter_wake(request->waiter);
+    else
+        request->done(request);
+}
+
+void request_give_back(struct request *request)
+{
+    request->given_back = true;
+    if (request->waiter) {
+        /* Its caller waits and can do it: by pool_run, which never fails for lack of threads. */
+        waiter_wake(request->waiter);
+        return;
+    }
+    int r = request_submit_to_pool(request);
+    if (r < 0)
+        request_finish(request, r);
 }

@@ -14,8 +14,9 @@
 #include <sys/uio.h>
 
 #include "pool/pool.h"
+#include "pool/stack.h"
 
-struct backend;
+struct waiter;
 
 enum request_op {
     REQUEST_READ,      /* preadv2(2); past the end of the file: -EIO, never invented zeros */
@@ -58,9 +59,11 @@ struct request {
     uint64_t transferred;
 
     /* The backend's, from submission until done. */
-    struct backend *backend;
-    struct task task;     /* when it goes through the pool */
-    struct request *next; /* a ring's list of requests that the kernel does not have yet */
+    struct pool *pool;     /* for what the backend cannot do natively */
+    struct waiter *waiter; /* wakes backend_run, or NULL: done is called */
+    bool given_back;       /* the pool carries what the backend could not */
+    struct task task;      /* when it goes through the pool */
+    struct link link;      /* a ring's list of requests that the kernel does not have yet */
 };
 
 /* READ and WRITE are split above this by the submitter (the kernel stops at 2 GiB - 4 KiB). */
@@ -80,6 +83,11 @@ int request_perform(struct request *request);
 
 /* Finishes a request that was submitted: its `done` is called, the caller's last touch.  Loop thread. */
 void request_finish(struct request *request, int result);
+
+/* A backend has accepted the request and finds that it cannot carry it out (the kernel says -EAGAIN
+ * or -ECANCELED): the pool does.  What was transferred already stays transferred.  Loop thread.
+ */
+void request_give_back(struct request *request);
 
 /* Hands the request to the pool, in the lane that its op belongs in; `done` follows from the pool's
  * completion bottom half.  As backend_ops.submit.

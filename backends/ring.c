@@ -9,38 +9,21 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Moves the inbox to the end of the waiting list, oldest first. */
-static void collect_inbox(struct ring *ring)
+/* Fills in the oldest requests that wait, as many as there is room for in the ring and in a batch.  Returns their number. */
+static unsigned next_batch(const struct ring *ring, struct request *batch[RING_BATCH])
 {
-    struct request *request = atomic_exchange(&ring->inbox, NULL);
-    struct request *last = request, *oldest_first = NULL;
+    unsigned room = ring->backend.config.queue_depth - ring->in_flight;
+    unsigned n = 0;
 
-    while (request) {
-        struct request *next = request->next;
-        request->next = oldest_first;
-        oldest_first = request;
-        request = next;
-    }
-    if (oldest_first) {
-        *ring->waiting_tail = oldest_first;
-        ring->waiting_tail = &last->next;
-    }
-}
-
-static struct request *pop_waiting(struct ring *ring)
-{
-    struct request *request = ring->waiting;
-
-    ring->waiting = request->next;
-    if (!ring->waiting)
-        ring->waiting_tail = &ring->waiting;
-    return request;
+    for (struct link *link = ring->waiting.oldest; link && n < room && n < RING_BATCH;
+         link = link->next)
+        batch[n++] = container_of(link, struct request, link);
+    return n;
 }
 
 static bool is_for_lack_of_room(int error)
@@ -54,13 +37,15 @@ static bool is_for_lack_of_room(int error)
  */
 static void pump(struct ring *ring)
 {
-    collect_inbox(ring);
-    while (ring->waiting && ring->in_flight < ring->backend.config.queue_depth) {
-        int n = ring->ops->push(ring, ring->waiting,
-                                ring->backend.config.queue_depth - ring->in_flight);
+    struct request *batch[RING_BATCH];
+    unsigned count;
+
+    stack_drain(&ring->inbox, &ring->waiting);
+    while ((count = next_batch(ring, batch)) > 0) {
+        int n = ring->ops->push(ring, batch, count);
 
         for (int i = 0; i < n; i++) {
-            pop_waiting(ring);
+            queue_pop(&ring->waiting);
             ring->in_flight++;
         }
         if (n > 0)
@@ -68,7 +53,8 @@ static void pump(struct ring *ring)
         if (is_for_lack_of_room(n) && ring->in_flight > 0)
             return;
         ring->refusal = n;
-        request_give_back(pop_waiting(ring));
+        queue_pop(&ring->waiting);
+        request_give_back(batch[0]);
     }
 }
 
@@ -99,19 +85,15 @@ void ring_completed(struct ring *ring, struct request *request, int64_t result)
     } else if (request_advance(request, result)) {
         request_finish(request, request->result);
     } else {
-        request->next = NULL;
-        *ring->waiting_tail = request;
-        ring->waiting_tail = &request->next;
+        queue_push(&ring->waiting, &request->link);
     }
 }
 
 int ring_submit(struct backend *backend, struct request *request)
 {
-    struct ring *ring = (struct ring *)backend;
+    struct ring *ring = container_of(backend, struct ring, backend);
 
-    request->next = atomic_load(&ring->inbox);
-    while (!atomic_compare_exchange_weak(&ring->inbox, &request->next, request))
-        ;
+    stack_push(&ring->inbox, &request->link);
     bh_schedule(ring->bh);
     return 0;
 }
@@ -122,7 +104,7 @@ int ring_init(struct ring *ring, const struct backend_ops *backend_ops, const st
     ring->backend.ops = backend_ops;
     ring->backend.config = *config;
     ring->ops = ops;
-    ring->waiting_tail = &ring->waiting;
+    queue_init(&ring->waiting);
     ring->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (ring->event_fd < 0)
         return -errno;
@@ -142,7 +124,7 @@ int ring_start(struct ring *ring)
 
 void ring_stop(struct ring *ring)
 {
-    while (ring->in_flight > 0 || ring->waiting || atomic_load(&ring->inbox))
+    while (ring->in_flight > 0 || ring->waiting.oldest || !stack_is_empty(&ring->inbox))
         loop_poll(ring->backend.config.loop, true);
     loop_watch_delete(ring->watch);
 }
@@ -166,7 +148,7 @@ int ring_prove(struct ring *ring)
     int r = write(request.fd, written, sizeof written) == sizeof written ? 0 : -EIO;
     if (r == 0)
         r = backend_run(&ring->backend, &request);
-    if (r == 0 && request.task.run)
+    if (r == 0 && request.given_back)
         r = ring->refusal; /* it was given back, and the pool did it */
     if (r == 0 && memcmp(got, written, sizeof written) != 0)
         r = -EIO;

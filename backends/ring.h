@@ -18,12 +18,11 @@ struct ring;
 #define RING_BATCH 4u
 
 struct ring_ops {
-    /* Offers the kernel up to `count` requests, and no more than RING_BATCH, from `first` on by ->next.  Returns how
-     * many of them, from the first on, the kernel has now, or -errno when it refused even the first.  Of the others the
-     * kernel knows nothing.
+    /* Offers the kernel the `count` requests in `batch`, 1-RING_BATCH of them.  Returns how many of them, from the first
+     * on, the kernel has now, or -errno when it refused even the first.  Of the others the kernel knows nothing.
      * Loop thread; must not block.
      */
-    int (*push)(struct ring *ring, struct request *first, unsigned count);
+    int (*push)(struct ring *ring, struct request *const *batch, unsigned count);
 
     /* Calls ring_completed for each request that the kernel has finished.  Loop thread; must not block. */
     void (*reap)(struct ring *ring);
@@ -39,11 +38,12 @@ struct ring {
     struct loop_watch *watch;
 
     /* Any thread. */
-    _Atomic(struct request *) inbox; /* a stack, newest first */
+    struct stack inbox; /* submitted, and not seen by the loop thread yet */
 
     /* Loop thread only. */
-    struct request *waiting, **waiting_tail; /* oldest first */
-    unsigned in_flight;                      /* the kernel has them; at most config.queue_depth */
+    struct queue waiting; /* oldest first */
+    unsigned in_flight;   /* the kernel has them; at most config.queue_depth */
+    int start_result; /* how starting on the loop thread went; the opening thread reads it after loop_call */
     int refusal; /* -errno with which the kernel refused the last request given back */
 };
 
