@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes and flushes on two connections at once, and looks into the order log of the disk below.
+"""Writes and flushes on two connections at once, then checks the order log of the disk below.
 
 usage: flush-order.py URI LOG
-For each flush that was answered: every write that had been answered before it was sent must be in the log, and behind it a
-flush, and all that in the part of the log that was there when the answer came.
+
+The check of each answered flush: every write that was answered before the flush was sent is in the
+log, a flush follows that write in the log, and both entries existed when the answer arrived.
 """
 import os
 import struct
@@ -15,7 +16,7 @@ import nbd
 uri, log_path = sys.argv[1:]
 BLOCK = 4096
 ROUNDS = 150
-WRITES = 6  # in flight together, with the flushes of the round before
+WRITES = 6  # in flight together with the flushes of the previous round
 
 handles = []
 for _ in range(2):
@@ -24,13 +25,13 @@ for _ in range(2):
     handles.append(h)
 
 answered = []  # writes: (number, block)
-flushes = []  # (how many of `answered` it has to cover, length of the log when it was answered)
+flushes = []  # (how many of `answered` the flush covers, length of the log at its answer)
 outstanding = 0
 
 
 def write(handle, number):
     global outstanding
-    block = number  # each block once: so it is found in the log
+    block = number  # each block is written once, so its entry in the log is unique
     data = nbd.Buffer.from_bytearray(bytearray(struct.pack("<Q", number + 1) * (BLOCK // 8)))
 
     def done(error):
@@ -71,7 +72,7 @@ for _ in range(ROUNDS):
     for i in range(WRITES):
         write(handles[i % 2], number)
         number += 1
-    # Some of them have been answered by now, and not all.
+    # Now some writes are answered and others are in flight.
     poll(WRITES // 2)
     for handle in handles:
         flush(handle)
@@ -82,11 +83,11 @@ for handle in handles:
 
 
 def read_log():
-    """Where each block's write and each flush stands in the log: offsets of the ends of their entries."""
+    """Returns the end offset of each write's entry in the log, and of each flush's entry."""
     writes, ends = {}, []
     with open(log_path, "rb") as log:
         magic, _, _, sector = struct.unpack("<QQQI", log.read(28))
-        assert magic == 0x6A736677736872, "not a log of writes"
+        assert magic == 0x6A736677736872, "not a log of blklogwrites"
         size = os.path.getsize(log_path)
         position = sector
         while position + 32 <= size:
@@ -109,13 +110,14 @@ def read_log():
 
 
 writes, ends = read_log()
-assert len(ends) > 1, "the disk has seen no flush"
+assert len(ends) > 1, "the disk received no flush"
 checked = 0
 for covers, length in flushes:
     known = [end for end in ends if end <= length]
     for number, _ in answered[:covers]:
         assert number in writes, f"write {number} never reached the disk"
         assert any(end > writes[number] for end in known), \
-            f"a flush was answered before write {number} and a flush behind it had reached the disk"
+            f"a flush was answered before write {number} and a later flush had reached the disk"
         checked += 1
-print(f"{len(flushes)} flushes answered, {len(ends)} seen by the disk, {checked} times a write had to be before one")
+print(f"{len(flushes)} flushes answered, {len(ends)} received by the disk, "
+      f"{checked} pairs of a write and a flush checked")

@@ -1,8 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# No flush is answered before what was written before it is durable: below the image is QEMU's blklogwrites, which logs each
-# write and each flush in the order in which the disk sees them, made a file by nbdfuse.  (QEMU's own FUSE export takes one
-# write's data for another's when two are in flight: QEMU 7.2.)  flush-order.sh PARAMETERS...
+# No flush is answered before the writes before it are durable.
+#
+# flush-order.sh PARAMETERS...
+#
+# The image lies on QEMU's blklogwrites driver, which logs every write and every flush in the order
+# in which the disk sees them.  nbdfuse makes that driver's NBD export a file.  (QEMU 7.2's own FUSE
+# export mixes up the data of two writes in flight.)
 . "$(dirname "$0")/../lib/functions.sh"
 need_root "a FUSE mount"
 [ -e /dev/fuse ] || skip "no /dev/fuse"

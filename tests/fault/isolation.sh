@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# One export that is slow holds up nobody else: not while it is opened, nor while it is read ahead of, nor when its last client
-# leaves; and a hint to read ahead keeps neither a flush nor the end of the server waiting.
+# A slow export does not delay the clients of another export: not while the slow export is opened,
+# not while it is prefetched, and not when its last client disconnects.  A prefetch delays neither
+# another export's flush nor the end of the server.
 . "$(dirname "$0")/../lib/functions.sh"
 need_root "a FUSE mount"
 [ -e /dev/fuse ] || skip "no /dev/fuse"
 
-# slow NAME NBDKIT-ARGUMENTS...: a file in $dir/exports whose every read takes its time.
+# slow NAME NBDKIT-ARGUMENTS...: makes a file in $dir/exports on which every read is delayed.
 slow() {
     local file=$dir/exports/$1
     shift
@@ -24,7 +25,7 @@ slow read memory 4G rdelay=50ms
 cat >"$dir/use.py" <<'P'
 import nbd, sys, threading, time
 socket, phase = sys.argv[1:]
-AT_ONCE = 2  # seconds: everything that is slow here takes longer
+AT_ONCE = 2  # seconds: the delayed operations take longer
 
 def connect(name):
     h = nbd.NBD()
@@ -60,15 +61,15 @@ else:
     fast.shutdown()
 P
 
-say "an export that is slow to open: cache=none reads from it first"
+say "an export that is slow to open: with cache=none, the open reads from it"
 start opening dir="$dir/exports" cache=none
 "$python" "$dir/use.py" "$dir/opening.sock" opening
 stop
 for threads in 64 4; do
-    say "max-threads=$threads: an export that is slow to read ahead of"
+    say "max-threads=$threads: an export that is slow to prefetch"
     start hints dir="$dir/exports" max-threads=$threads
     "$python" "$dir/use.py" "$dir/hints.sock" hints
     began=$SECONDS
     stop
-    [ $((SECONDS - began)) -le 4 ] || fail "it took $((SECONDS - began)) s to end"
+    [ $((SECONDS - began)) -le 4 ] || fail "the server took $((SECONDS - began)) s to end"
 done

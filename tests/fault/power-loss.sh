@@ -1,9 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# What was flushed, or written with FUA, is there after the power has failed: the filesystem is shut down under the server,
-# which drops everything that is not on the disk.  power-loss.sh ext4|xfs
-# Only killing the server would prove nothing, for the page cache survives it.  The control, nbdkit's cache filter told to ignore
-# flushes, must lose data here.
+# Data that were flushed or written with FUA survive a power loss.
+#
+# power-loss.sh ext4|xfs
+#
+# The test shuts the filesystem down under the server, which drops everything that is not on the
+# disk.  To kill only the server would prove nothing, because the page cache survives the server.
+# The control is nbdkit's cache filter with cache=unsafe, which ignores flushes and must lose data.
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 
@@ -15,7 +18,7 @@ MiB = 1 << 20
 def data(name, length):
     return hashlib.shake_128(name.encode()).digest(length)
 
-# name, offset, length: odd ones too
+# Name, offset, length; unaligned ones as well.
 flushed = [("flushed", 0, 2 * MiB), ("flushed odd", 5 * MiB + 333, 100001)]
 fua = [("fua", 9 * MiB, MiB), ("fua odd", 12 * MiB + 777, 5000)]
 if phase == "write":
@@ -29,7 +32,7 @@ if phase == "write":
         h.pwrite(data(name, length), offset, nbd.CMD_FLAG_FUA)
     h.zero(MiB // 2, 14 * MiB, nbd.CMD_FLAG_FUA)
     h.zero(1000, 14 * MiB + MiB // 2 + 1, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_NO_HOLE)
-    # No promise is made of this one: it shows what becomes of what was not flushed.
+    # This write is not flushed, so the image may lose it.
     h.pwrite(b"\xee" * MiB, 20 * MiB)
     print("acknowledged")
 else:
@@ -47,19 +50,14 @@ else:
     sys.exit(1 if lost else 0)
 P
 
-# after_power_loss ARGUMENTS...: the status tells whether all that was promised is there.
+# after_power_loss ARGUMENTS...: succeeds if all durable data are in the image after the power loss.
 after_power_loss() {
     local status=0
     mount "$fs_loop" "$mnt"
     truncate -s 33M "$mnt/disk.img"
     sync -f "$mnt"
-    rm -f "$dir/power.sock" "$dir/power.pid"
-    nbdkit -f -U "$dir/power.sock" -P "$dir/power.pid" "$@" 2>"$dir/power.log" &
-    pid=$!
-    pids+=("$pid")
-    wait_for 20 started "$dir/power.pid" "$pid"
-    uri="nbd+unix:///?socket=$dir/power.sock"
-    "$python" "$dir/write.py" "$uri" write - || { cat "$dir/power.log"; fail "not acknowledged"; }
+    start power "$@"
+    "$python" "$dir/write.py" "$uri" write - || fail_with "$log" "the writes failed"
     xfs_io -x -c shutdown "$mnt"
     kill -9 "$pid"
     { wait "$pid"; } 2>/dev/null || true
@@ -75,13 +73,17 @@ make_fs "$kind" 400M
 fs_loop=$loop
 umount "$mnt"
 
-say "the control: flushes ignored"
-! after_power_loss --filter=cache file "$mnt/disk.img" cache=unsafe || fail "nothing was lost, so this test proves nothing"
+say "the control: a server that ignores flushes"
+installed=$plugin plugin=file
+! after_power_loss --filter=cache "$mnt/disk.img" cache=unsafe ||
+    fail "the control lost nothing, so this test proves nothing"
+plugin=$installed
 for cache in default none; do
     for backend in threads io_uring libaio; do
         say "cache=$cache backend=$backend"
-        after_power_loss "$plugin" "$mnt/disk.img" cache=$cache backend=$backend || fail "acknowledged data are gone"
+        after_power_loss "$mnt/disk.img" cache=$cache backend=$backend ||
+            fail "durable data are lost"
     done
     say "cache=$cache dispatch=pool"
-    after_power_loss "$plugin" "$mnt/disk.img" cache=$cache dispatch=pool || fail "acknowledged data are gone"
+    after_power_loss "$mnt/disk.img" cache=$cache dispatch=pool || fail "durable data are lost"
 done

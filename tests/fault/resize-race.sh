@@ -1,18 +1,21 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# cache=none, a file whose last block is partial and then whole and then partial again, as seen by clients that connect, while
-# others write next to each other in that block: nobody's bytes are lost.  resize-race.sh [SECONDS]
+# cache=none: the last block of a file becomes whole and partial in turn, and each new connection
+# makes the plugin see the new size.  Meanwhile other clients write next to each other in that
+# block.  No written byte is lost.
+#
+# resize-race.sh [SECONDS]
 . "$(dirname "$0")/../lib/functions.sh"
 seconds=${1:-10}
 truncate -s $(((1 << 20) + 4096)) "$dir/disk.img"
-# A moment passes between the reading and the writing of a block.
+# The delay widens the window between the read and the write of a read-modify-write.
 nbdkit=(strace -f -qq -o /dev/null -e trace=preadv -e inject=preadv:delay_exit=20000 nbdkit)
 start race "$dir/disk.img" cache=none
 "$python" - "$uri" "$dir/disk.img" "$seconds" <<'P'
 import nbd, os, random, sys, threading, time
 uri, path, seconds = sys.argv[1:]
 BASE = 1 << 20
-SIZES = (BASE + 3500, BASE + 4096)  # what is written lies before both ends
+SIZES = (BASE + 3500, BASE + 4096)  # all writes end before both sizes
 end = time.monotonic() + float(seconds)
 lost, changes, writes = [], 0, 0
 
@@ -48,5 +51,4 @@ for writer in writers:
 print(f"{writes} writes, {changes} changes of the size, lost: {lost}")
 assert not lost and changes > 20 and writes > 100
 P
-kill -TERM "$(cat "$dir/race.pid")"
-wait "$pid" || fail "nbdkit ended badly under strace"
+stop

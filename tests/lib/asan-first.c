@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Preloaded into nbdkit beside ASan's runtime, so that the runtime sets itself up before any library's constructor runs.
+/* A library that is preloaded into nbdkit beside ASan's runtime. It allocates memory once, so that
+ * the runtime initialises itself before the constructor of any other library runs.
  *
- * libp11-kit, which nbdkit loads for TLS, calls newlocale(3) in its constructor; that takes libc's lock of locales and calls
- * malloc, and ASan's first malloc looks for a symbol in vain, whose error message is translated under the same lock. The lock
- * is then released once too often, and nbdkit hangs at its end (seen with GCC 12's libasan and glibc 2.36).
- * Linked with -z initfirst: ld.so runs this one's constructor before all others.
+ * libp11-kit, which nbdkit loads for TLS, calls newlocale(3) in its constructor. newlocale takes
+ * libc's locale lock and calls malloc. ASan's first malloc looks for a symbol that does not exist,
+ * and libc translates the error message under the same lock. The lock is then released once too
+ * often, and nbdkit hangs at its end (seen with GCC 12's libasan and glibc 2.36).
+ *
+ * The library is linked with -z initfirst: ld.so runs its constructor before all others.
  */
 #include <stdlib.h>
 

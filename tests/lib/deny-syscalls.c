@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Runs a command in which some system calls fail, as in a container or under a strict service manager.
+/* Runs a command under a seccomp filter in which the named system calls fail with the given errno,
+ * as they do in a container or under a strict service manager. The tests of the backends' fallbacks
+ * use this program.
  *
  *   deny-syscalls ERRNO-NUMBER SYSCALL... -- COMMAND ARGUMENTS...
+ *
+ * Exits with 125 if the filter or the command cannot be started.
  */
 #include <errno.h>
 #include <seccomp.h>

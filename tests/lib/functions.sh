@@ -1,44 +1,67 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# For the system tests, sourced by each: a private directory that goes away at the end with everything
-# that was made in it (servers, loop devices, mounts, cgroups), and a few words to start nbdkit with.
+# The common part of all shell tests; each test sources this file first.
 #
-# AIODISK_PLUGIN names the plugin under test; meson sets it.
+# Every test gets a private directory, $dir.  At the end of the test, also after a failure,
+# cleanup() removes the directory and everything that the test registered: processes (pids), mounts,
+# loop devices (loops) and cgroups.  The functions below start nbdkit, make targets and report
+# results.
+#
+# AIODISK_PLUGIN names the plugin under test; meson sets this variable.
 set -euo pipefail
 
-: "${AIODISK_PLUGIN:?is not set: run this through meson test, or set it to the .so}"
+: "${AIODISK_PLUGIN:?is not set: run the test through meson test, or set it to the path of the .so}"
 plugin=$AIODISK_PLUGIN
-here=$(cd "$(dirname "$0")" && pwd) # the folder of the test that sources this
+here=$(cd "$(dirname "$0")" && pwd) # the folder of the test that sources this file
 source_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-python=/usr/bin/python3 # Debian's: it has libnbd's module
+python=/usr/bin/python3 # Debian's python3 has libnbd's module; another python3 in PATH may not
+export PYTHONPATH=$source_root/tests/lib PYTHONDONTWRITEBYTECODE=1
 
 dir=$(mktemp -d "${TMPDIR:-/var/tmp}/aiodisk-test.XXXXXX")
 pids=() loops=() mounts=() cgroups=()
 
+# end_processes: kills every registered process and waits for its end.
+end_processes() {
+    local i
+    for i in "${pids[@]}"; do kill -9 "$i" 2>/dev/null; done
+    for i in "${pids[@]}"; do wait "$i" 2>/dev/null; done
+}
+
+# A test that changes more than the registered things defines before_cleanup() to undo the change.
 cleanup() {
     local status=$? i
     trap - EXIT
-    for i in "${pids[@]}"; do kill -9 "$i" 2>/dev/null || true; done
-    for i in "${pids[@]}"; do wait "$i" 2>/dev/null || true; done
-    for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount -l "${mounts[i]}" 2>/dev/null || true; done
-    for i in "${loops[@]}"; do losetup -d "$i" 2>/dev/null || true; done
-    for i in "${cgroups[@]}"; do rmdir "$i" 2>/dev/null || true; done
+    set +e
+    if declare -F before_cleanup >/dev/null; then before_cleanup; fi
+    end_processes
+    for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount -l "${mounts[i]}" 2>/dev/null; done
+    for i in "${loops[@]}"; do losetup -d "$i" 2>/dev/null; done
+    for i in "${cgroups[@]}"; do rmdir "$i" 2>/dev/null; done
     rm -rf "$dir"
     exit "$status"
 }
 trap cleanup EXIT
 trap 'exit 143' TERM INT
 
+# fail MESSAGE: ends the test as failed, and shows what a sanitizer wrote into the server's log.
 fail() {
     echo "FAILED: $*" >&2
-    [ -z "${log:-}" ] || grep -s -A 40 -E 'ERROR: AddressSanitizer|runtime error:' "$log" >&2 || true
+    [ -z "${log:-}" ] ||
+        grep -s -A 40 -E 'ERROR: AddressSanitizer|runtime error:' "$log" >&2 || true
     exit 1
+}
+# fail_with FILE MESSAGE: the same; shows the end of FILE first.
+fail_with() {
+    tail -n 200 "$1" >&2
+    shift
+    fail "$@"
 }
 skip() { echo "skipped: $*"; exit 77; }
 need_root() { [ "$(id -u)" = 0 ] || skip "needs root, for $1"; }
 say() { echo "-- $*"; }
 
-# The plugin was built with ASan: its runtime has to be the first library of nbdkit, and of nbdkit alone.  Leaks are
-# valgrind.sh's business: nbdkit itself forgets the connections that live at its end.
+# If the plugin was built with ASan, ASan's runtime must be the first library of nbdkit, and only of
+# nbdkit.  Leak detection is off: nbdkit 1.32 does not free connections that are open at its end.
+# valgrind.sh checks for leaks of the plugin.
 if [ -n "${AIODISK_PRELOAD:-}" ]; then
     mkdir "$dir/bin"
     cat >"$dir/bin/nbdkit" <<S
@@ -50,40 +73,65 @@ S
     PATH=$dir/bin:$PATH
 fi
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
+# wait_for SECONDS COMMAND...: repeats the command until it succeeds.
 wait_for() {
     local deadline=$((SECONDS + $1))
     shift
     until "$@"; do
-        [ $SECONDS -lt $deadline ] || fail "waited in vain for: $*"
+        [ $SECONDS -lt $deadline ] || fail "the time limit expired while waiting for: $*"
         sleep 0.02
     done
 }
 
-# start NAME ARGS...: nbdkit with the plugin, in the background; sets $pid, $uri and $log.
+# ended PID: the process has ended.
+ended() { ! kill -0 "$1" 2>/dev/null; }
+
+# select_server NAME PID: $pid, $pid_file, $log, $socket and $uri are those of this server.
+select_server() {
+    pid=$2 pid_file=$dir/$1.pid log=$dir/$1.log socket=$dir/$1.sock
+    uri="nbd+unix:///?socket=$socket"
+}
+
+# start NAME ARGUMENTS...: starts nbdkit with the plugin in the background and selects it.
+# If the array nbdkit is set, it is the command that runs nbdkit, such as (strace -o FILE nbdkit).
 start() {
     local name=$1
     shift
-    log=$dir/$name.log
     rm -f "$dir/$name.sock" "$dir/$name.pid"
-    "${nbdkit[@]:-nbdkit}" -f -v -U "$dir/$name.sock" -P "$dir/$name.pid" "$plugin" "$@" 2>"$log" &
-    pid=$!
-    pids+=("$pid")
-    uri="nbd+unix:///?socket=$dir/$name.sock"
-    wait_for 20 started "$dir/$name.pid" "$pid" || true
-    [ -e "$dir/$name.pid" ] || { cat "$log" >&2; fail "nbdkit did not start: $*"; }
+    "${nbdkit[@]:-nbdkit}" -f -v -U "$dir/$name.sock" -P "$dir/$name.pid" "$plugin" "$@" \
+        2>"$dir/$name.log" &
+    pids+=($!)
+    select_server "$name" $!
+    wait_for 20 started "$pid_file" "$pid" || true
+    [ -e "$pid_file" ] || fail_with "$log" "nbdkit did not start: $*"
 }
-started() { [ -s "$1" ] || ! kill -0 "$2" 2>/dev/null; }
+started() { [ -s "$1" ] || ended "$2"; }
 
-# stop: ends the nbdkit that was started last, and checks that it ended well.
+# stop: ends the selected server and checks its exit status.  The signal goes to the process in the
+# pid file, because $pid may be a tracer's; the tracer ends with the status of nbdkit.
 stop() {
     local status=0
-    kill "$pid"
+    kill "$(cat "$pid_file")"
     wait "$pid" || status=$?
-    [ $status = 0 ] || { tail -50 "$log" >&2; fail "nbdkit ended with status $status"; }
+    [ $status = 0 ] || fail_with "$log" "nbdkit ended with status $status"
 }
 
-# make_loop FILE OPTIONS...: sets $loop.
+# refused PATTERN ARGUMENTS...: nbdkit refuses the arguments before a client connects: its exit
+# status is 1, and stderr is exactly one line, which matches PATTERN.
+refused() {
+    local pattern=$1 status=0
+    shift
+    timeout 20 nbdkit -f -U "$dir/refused.sock" "$plugin" "$@" --run true 2>"$dir/refused.err" ||
+        status=$?
+    rm -f "$dir/refused.sock"
+    [ $status = 1 ] || fail_with "$dir/refused.err" "exit status $status for: $*"
+    [ "$(grep -c . "$dir/refused.err")" = 1 ] || fail_with "$dir/refused.err" "not one line for: $*"
+    grep -q -- "$pattern" "$dir/refused.err" ||
+        fail_with "$dir/refused.err" "no line matches '$pattern' for: $*"
+    cat "$dir/refused.err"
+}
+
+# make_loop FILE OPTIONS...: makes a loop device; sets $loop.
 make_loop() {
     local file=$1
     shift
@@ -92,7 +140,7 @@ make_loop() {
     loops+=("$loop")
 }
 
-# make_target file|loop SIZE: sets $target, filled with zeros.
+# make_target file|loop SIZE: makes a file or a loop device filled with zeros; sets $target.
 make_target() {
     truncate -s "$2" "$dir/target.img"
     target=$dir/target.img
@@ -102,7 +150,7 @@ make_target() {
     fi
 }
 
-# make_fs TYPE SIZE OPTIONS...: a filesystem on a loop device, or a tmpfs; sets $mnt.
+# make_fs TYPE SIZE OPTIONS...: mounts a new filesystem on a loop device, or a tmpfs; sets $mnt.
 make_fs() {
     local type=$1 size=$2
     shift 2
@@ -119,7 +167,10 @@ make_fs() {
     mounts+=("$mnt")
 }
 
-# counter NAME: of the last nbdkit, which was started with -D aiodisk.stats=1 and has ended.
+# counter NAME: a counter of the selected server, which had -D aiodisk.stats=1 and has ended.
 counter() { sed -n "s/^aiodisk: counters:.* $1=\([0-9]*\).*/\1/p" "$log"; }
 
 checksum() { sha256sum <"$1"; }
+
+# milliseconds_since TIME: TIME is an earlier value of $EPOCHREALTIME.
+milliseconds_since() { echo $(((${EPOCHREALTIME/./} - ${1/./}) / 1000)); }

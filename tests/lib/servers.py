@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The common part of the Python clients: an nbdkit server, polling, and self-describing blocks.
+
+tests/lib/functions.sh puts this folder into PYTHONPATH.
+"""
+import os
+import select
+import signal
+import struct
+import subprocess
+import time
+
+import nbd
+
+
+def wait_until(condition, what, seconds=30):
+    """Repeats condition() until the result is true; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the time limit expired while waiting for " + what
+        time.sleep(0.002)
+
+
+class Server:
+    """An nbdkit in the foreground, with its socket, pid file and log in `directory`."""
+
+    def __init__(self, directory, *arguments):
+        self.socket = os.path.join(directory, "server.sock")
+        self.pidfile = os.path.join(directory, "server.pid")
+        self.log = os.path.join(directory, "server.log")
+        for path in (self.socket, self.pidfile):
+            if os.path.exists(path):
+                os.unlink(path)
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                ["nbdkit", "--exit-with-parent", "-f", "-U", self.socket, "-P", self.pidfile,
+                 *arguments], stderr=log)
+        wait_until(lambda: self.ended() or self.is_ready(), "nbdkit to start")
+        assert not self.ended(), "nbdkit did not start: " + self.read_log()
+
+    def is_ready(self):
+        return os.path.exists(self.pidfile) and os.path.getsize(self.pidfile) > 0
+
+    def ended(self):
+        return self.process.poll() is not None
+
+    def read_log(self):
+        # A file of its own: the server's open file would share the position.
+        with open(self.log) as log:
+            return log.read()
+
+    def connect(self, export=""):
+        h = nbd.NBD()
+        h.set_export_name(export)
+        h.connect_unix(self.socket)
+        return h
+
+    def kill(self):
+        self.process.kill()
+        assert self.process.wait() == -signal.SIGKILL, "nbdkit had ended before it was killed"
+
+    def stop(self):
+        """Ends the server, checks its exit status and returns its log."""
+        self.process.terminate()
+        status = self.process.wait(30)
+        assert status == 0, f"nbdkit ended with status {status}: {self.read_log()}"
+        return self.read_log()
+
+
+def poll_all(handles, timeout):
+    """Waits up to `timeout` ms for an event on any of the handles, then lets each make progress."""
+    poller = select.poll()
+    for h in handles:
+        writing = h.aio_get_direction() & nbd.AIO_DIRECTION_WRITE
+        poller.register(h.aio_get_fd(), select.POLLIN | (select.POLLOUT if writing else 0))
+    poller.poll(timeout)
+    for h in handles:
+        h.poll(0)
+
+
+def block_content(slot, version, size):
+    """A block in which each 16 bytes name the slot and the version; version 0 is all zeros."""
+    return struct.pack("QQ", slot, version) * (size // 16) if version else bytes(size)
+
+
+def check_block(found, slot, asked, acknowledged, what):
+    """Each sector of `found` is of the acknowledged version, or of the version in flight."""
+    old, new = (block_content(slot, version, 512) for version in (acknowledged, asked))
+    for at in range(0, len(found), 512):
+        sector = found[at:at + 512]
+        assert sector in (old, new), \
+            f"{what}, slot {slot}, byte {at}: {sector[:16].hex()}; " \
+            f"acknowledged version {acknowledged}, requested version {asked}"
