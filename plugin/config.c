@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Parameters: parsing them, and telling the user in one line which one was wrong, what was wrong with it and
- * what is allowed.
+/* The parameters: parses and checks them, and resolves backend=auto.
  *
- * Runs on nbdkit's main thread, before it forks.  Creates no thread and keeps no descriptor open:
- * nbdkit may fork, change directory and drop privileges afterwards.
+ * Each error is one line that names the key, the value and what is allowed.
+ *
+ * Runs on nbdkit's main thread before nbdkit forks.  Never creates a thread and never keeps a
+ * descriptor open, because nbdkit may fork, change directory and drop privileges afterwards.
  */
+#include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,10 +24,14 @@
 #define DEFAULT_MAX_THREADS 64u
 #define DEFAULT_QUEUE_DEPTH 128u
 #define MAX_QUEUE_DEPTH 4096u
+#define MAX_FD (1u << 20)
+#define MAX_WORDS 16 /* allowed values of backend=, with the NULL at the end */
+#define AUTO "auto"
+#define UNKNOWN_VALUE "unknown value"
 
 struct config config = {
     .fd = -1,
-    .backend = "auto",
+    .backend = AUTO,
     .max_threads = DEFAULT_MAX_THREADS,
     .queue_depth = DEFAULT_QUEUE_DEPTH,
 };
@@ -35,21 +41,41 @@ static const char *const dispatch_words[] = {
     [DISPATCH_AUTO] = "auto", [DISPATCH_POOL] = "pool", NULL};
 static const char *const locking_words[] = {
     [LOCKING_AUTO] = "auto", [LOCKING_ON] = "on", [LOCKING_OFF] = "off", NULL};
-static const char *const backend_words[] = {"auto", "threads", "io_uring", "libaio", NULL};
 
-/* The index of value in words, or -1 after an error that lists them. */
-static int parse_word(const char *key, const char *value, const char *const *words)
+/* Stores the index of `value` in `words` and returns 0.  If `words` does not contain the value,
+ * reports `problem` and the allowed words, stores 0 and returns -1.
+ */
+static int parse_word(const char *key, const char *value, const char *const *words,
+                      const char *problem, int *word)
 {
-    char allowed[128] = "";
+    char allowed[256] = "";
     size_t used = 0;
 
-    for (int i = 0; words[i]; i++) {
-        if (strcmp(value, words[i]) == 0)
-            return i;
-        used += snprintf(allowed + used, sizeof allowed - used, "%s%s", i ? ", " : "", words[i]);
+    for (*word = 0; words[*word]; ++*word) {
+        if (strcmp(value, words[*word]) == 0)
+            return 0;
+        used +=
+            snprintf(allowed + used, sizeof allowed - used, "%s%s", used ? ", " : "", words[*word]);
+        assert(used < sizeof allowed);
     }
-    nbdkit_error("%s=%s: unknown value; allowed are: %s", key, value, allowed);
+    *word = 0;
+    nbdkit_error("%s=%s: %s; allowed are: %s", key, value, problem, allowed);
     return -1;
+}
+
+/* The allowed values are "auto" and the backends that this build contains. */
+static int parse_backend(const char *key, const char *value)
+{
+    const char *words[MAX_WORDS] = {AUTO};
+    int word;
+
+    for (size_t i = 0; backend_name(i); i++) {
+        assert(i + 2 < MAX_WORDS);
+        words[i + 1] = backend_name(i);
+    }
+    int r = parse_word(key, value, words, UNKNOWN_VALUE " in this build", &word);
+    config.backend = words[word];
+    return r;
 }
 
 static int parse_number(const char *key, const char *value, unsigned min, unsigned max,
@@ -59,6 +85,7 @@ static int parse_number(const char *key, const char *value, unsigned min, unsign
 
     errno = 0;
     unsigned long n = strtoul(value, &end, 10);
+    /* strtoul(3) accepts white space and a sign before the digits; a parameter does not. */
     if (value[0] < '0' || value[0] > '9' || *end != '\0') {
         nbdkit_error("%s=%s: not a number; allowed is %u to %u", key, value, min, max);
         return -1;
@@ -71,18 +98,24 @@ static int parse_number(const char *key, const char *value, unsigned min, unsign
     return 0;
 }
 
+/* Returns 0, or -1 after an error if file=, dir= or fd= was given before. */
+static int require_first_source(const char *key, const char *value)
+{
+    if (!config.file && !config.directory && config.fd < 0)
+        return 0;
+    nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
+    return -1;
+}
+
 static int parse_path(const char *key, const char *value, char **path)
 {
     if (value[0] == '\0') {
         nbdkit_error("%s=: the name is empty", key);
         return -1;
     }
-    if (config.file || config.directory || config.fd >= 0) {
-        nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key,
-                     value);
+    if (require_first_source(key, value) < 0)
         return -1;
-    }
-    /* nbdkit changes to / when it goes into the background. */
+    /* nbdkit changes its directory to / when it goes into the background. */
     *path = nbdkit_absolute_path(value);
     return *path ? 0 : -1;
 }
@@ -91,13 +124,10 @@ static int parse_fd(const char *key, const char *value)
 {
     unsigned fd;
 
-    if (config.file || config.directory || config.fd >= 0) {
-        nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key,
-                     value);
+    if (require_first_source(key, value) < 0)
         return -1;
-    }
-    /* 0, 1 and 2 are nbdkit's own: it points them elsewhere when it goes into the background. */
-    if (parse_number(key, value, STDERR_FILENO + 1, 1u << 20, &fd) < 0)
+    /* nbdkit replaces descriptors 0, 1 and 2 when it goes into the background. */
+    if (parse_number(key, value, STDERR_FILENO + 1, MAX_FD, &fd) < 0)
         return -1;
     config.fd = fd;
     return 0;
@@ -105,7 +135,7 @@ static int parse_fd(const char *key, const char *value)
 
 int config_set(const char *key, const char *value)
 {
-    int word;
+    int word, r = -1;
 
     if (strcmp(key, "file") == 0)
         return parse_path(key, value, &config.file);
@@ -113,6 +143,8 @@ int config_set(const char *key, const char *value)
         return parse_path(key, value, &config.directory);
     if (strcmp(key, "fd") == 0)
         return parse_fd(key, value);
+    if (strcmp(key, "backend") == 0)
+        return parse_backend(key, value);
     if (strcmp(key, "max-threads") == 0)
         return parse_number(key, value, 1, POOL_MAX_THREADS, &config.max_threads);
     if (strcmp(key, "min-threads") == 0)
@@ -121,41 +153,40 @@ int config_set(const char *key, const char *value)
         return parse_number(key, value, 1, MAX_QUEUE_DEPTH, &config.queue_depth);
 
     if (strcmp(key, "cache") == 0) {
-        word = parse_word(key, value, cache_words);
+        r = parse_word(key, value, cache_words, UNKNOWN_VALUE, &word);
         config.cache = word;
     } else if (strcmp(key, "dispatch") == 0) {
-        word = parse_word(key, value, dispatch_words);
+        r = parse_word(key, value, dispatch_words, UNKNOWN_VALUE, &word);
         config.dispatch = word;
     } else if (strcmp(key, "locking") == 0) {
-        word = parse_word(key, value, locking_words);
+        r = parse_word(key, value, locking_words, UNKNOWN_VALUE, &word);
         config.locking = word;
-    } else if (strcmp(key, "backend") == 0) {
-        word = parse_word(key, value, backend_words);
-        config.backend = word < 0 ? "auto" : backend_words[word];
     } else {
         nbdkit_error(
-            "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, backend, dispatch, "
-            "max-threads, min-threads, queue-depth, locking",
+            "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, backend, "
+            "dispatch, max-threads, min-threads, queue-depth, locking",
             key, value);
-        word = -1;
     }
-    return word < 0 ? -1 : 0;
+    return r;
 }
 
-static bool backend_compiled_in(const char *name)
+/* The only place that knows what "auto" means: the first backend of backend.c's table. */
+static void resolve_backend(void)
 {
-    for (size_t i = 0; backend_name(i); i++) {
-        if (strcmp(backend_name(i), name) == 0)
-            return true;
+    if (strcmp(config.backend, AUTO) == 0) {
+        config.backend = backend_name(0);
+        nbdkit_debug("backend %s (auto: it measured fastest in most cases; see \"CHOOSING A "
+                     "BACKEND\" in nbdkit-aiodisk-plugin(1))",
+                     config.backend);
+    } else {
+        nbdkit_debug("backend %s (as named by backend=)", config.backend);
     }
-    return strcmp(name, "auto") == 0;
 }
 
 int config_complete(void)
 {
     if (!config.file && !config.directory && config.fd < 0) {
-        nbdkit_error(
-            "file: missing; name the image or block device to serve (or dir=DIRECTORY, or fd=N)");
+        nbdkit_error("file: missing; one of file=FILENAME, dir=DIRECTORY and fd=N is required");
         return -1;
     }
     if (config.min_threads > config.max_threads) {
@@ -163,18 +194,11 @@ int config_complete(void)
                      config.max_threads);
         return -1;
     }
-    if (!backend_compiled_in(config.backend)) {
-        nbdkit_error("backend=%s: this build does not have it", config.backend);
+    resolve_backend();
+    if (config.dispatch == DISPATCH_POOL && strcmp(config.backend, "threads") != 0) {
+        nbdkit_error("dispatch=pool: needs backend=threads (or auto), not backend=%s",
+                     config.backend);
         return -1;
-    }
-    if (config.dispatch == DISPATCH_POOL) {
-        if (strcmp(config.backend, "auto") == 0)
-            config.backend = "threads";
-        if (strcmp(config.backend, "threads") != 0) {
-            nbdkit_error("dispatch=pool: needs backend=threads (or auto), not backend=%s",
-                         config.backend);
-            return -1;
-        }
     }
     return 0;
 }
@@ -183,7 +207,7 @@ int config_check(void)
 {
     char why[LOG_LINE_SIZE];
 
-    /* A bare directory means dir=. */
+    /* file=DIRECTORY means dir=DIRECTORY. */
     if (config.file && exports_is_directory(config.file)) {
         config.directory = config.file;
         config.file = NULL;
@@ -196,6 +220,24 @@ int config_check(void)
         return -1;
     }
     return 0;
+}
+
+static void dump_words(const char *key, const char *const *words)
+{
+    printf("aiodisk_%s=", key);
+    for (int i = 0; words[i]; i++)
+        printf("%s%s", i ? " " : "", words[i]);
+    printf("\n");
+}
+
+void config_dump(void)
+{
+    printf("aiodisk_max_threads=%u\n", config.max_threads);
+    printf("aiodisk_min_threads=%u\n", config.min_threads);
+    printf("aiodisk_queue_depth=%u\n", config.queue_depth);
+    dump_words("cache", cache_words);
+    dump_words("dispatch", dispatch_words);
+    dump_words("locking", locking_words);
 }
 
 void config_free(void)

@@ -1,33 +1,51 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The parameters, as the user gave them: read and checked before nbdkit forks, then never changed. */
+/* The parameters of the plugin, as the user gave them.
+ *
+ * nbdkit's main thread fills in `config` before nbdkit forks and serves.  Nothing changes `config`
+ * while nbdkit serves, so any thread reads it without a lock.
+ *
+ * A new parameter needs a field in struct config, a line in CONFIG_HELP, a branch in config_set and
+ * an item in nbdkit-aiodisk-plugin.pod.
+ */
 #ifndef AIODISK_CONFIG_H
 #define AIODISK_CONFIG_H
 
-#include <stdbool.h>
-
 #include "plugin/disk/qemu-lock.h"
 
-enum cache_mode { CACHE_DEFAULT, CACHE_NONE };
-enum dispatch_mode { DISPATCH_AUTO, DISPATCH_POOL };
+enum cache_mode {
+    CACHE_DEFAULT, /* the page cache */
+    CACHE_NONE,    /* O_DIRECT where the filesystem has it */
+};
 
-/* Main thread writes it before .after_fork; any thread reads it from then on. */
+enum dispatch_mode {
+    DISPATCH_AUTO, /* the thread that waits for a request may carry out the request itself */
+    DISPATCH_POOL, /* a worker of the pool carries out every request */
+};
+
+/* Main thread only until .after_fork and from .unload on; read by any thread in between. */
 struct config {
-    char *file;      /* absolute, or NULL */
-    char *directory; /* absolute, or NULL */
+    /* Exactly one of these three is set after config_complete. */
+    char *file;      /* absolute path, or NULL */
+    char *directory; /* absolute path, or NULL */
     int fd;          /* or -1 */
+
     enum cache_mode cache;
     enum dispatch_mode dispatch;
     enum locking_mode locking;
-    const char *backend; /* "auto", or a name that backend_name() knows */
-    unsigned max_threads, min_threads, queue_depth;
+
+    const char *backend;  /* after config_complete a name that backend_name() knows */
+    unsigned max_threads; /* slots of the pool, 1-POOL_MAX_THREADS */
+    unsigned min_threads; /* idle workers kept, 0-max_threads */
+    unsigned queue_depth; /* entries of a ring, 1-4096 */
 };
 
 extern struct config config;
 
+/* `nbdkit --help aiodisk` prints this text. */
 #define CONFIG_HELP \
     "file=<FILE>      (required) The regular file or block device to serve, or a directory.\n" \
-    "dir=<DIRECTORY>             Instead: serve every regular file and block device in it, by name.\n" \
-    "fd=<N>                      Instead: serve this inherited file descriptor.\n" \
+    "dir=<DIRECTORY>             Serve every regular file and block device in it, by name.\n" \
+    "fd=<N>                      Serve this inherited file descriptor.\n" \
     "cache=default|none          Use the page cache (default), or O_DIRECT.\n" \
     "backend=auto|threads|io_uring|libaio  How requests reach the kernel (default auto).\n" \
     "dispatch=auto|pool          pool: every request through the worker pool (default auto).\n" \
@@ -36,17 +54,27 @@ extern struct config config;
     "queue-depth=<N>             Ring size of io_uring and libaio (default 128).\n" \
     "locking=auto|on|off         Take the locks that QEMU takes on images (default auto)."
 
-/* nbdkit's .config: one key=value.  0, or -1 after nbdkit_error. */
+/* nbdkit's .config callback: sets one parameter.  Returns 0, or -1 after nbdkit_error. */
 int config_set(const char *key, const char *value);
 
-/* nbdkit's .config_complete: what can be judged without touching the disk.  0, or -1 after nbdkit_error. */
+/* nbdkit's .config_complete callback: checks the parameters against each other and resolves
+ * backend=auto.  Does not touch the disk.  Returns 0, or -1 after nbdkit_error.
+ */
 int config_complete(void);
 
-/* For .get_ready, with the privileges that nbdkit was started with: does what was named exist, is it
- * of a kind that can be served, can it be read?  0, or -1 after nbdkit_error.
+/* For nbdkit's .get_ready callback, which runs with the privileges that nbdkit was started with:
+ * checks that the file, directory or descriptor exists, is of a kind that can be served and can be
+ * read.  If file= names a directory, moves the name to config.directory.  Returns 0, or -1 after
+ * nbdkit_error.  Blocks on the disk.
  */
 int config_check(void);
 
+/* For --dump-plugin: prints the values of the numeric parameters, and the allowed values of the
+ * others, as aiodisk_KEY=VALUE lines on standard output.
+ */
+void config_dump(void);
+
+/* Frees the paths.  Main thread, when nothing is served any more. */
 void config_free(void);
 
 #endif

@@ -1,9 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* nbdkit's face: its callbacks, in the order in which it calls them.
+/* nbdkit's face: the callbacks, in the order in which nbdkit calls them.
  *
- * Here -errno becomes what NBD knows, and a line in the log.  What a disk means is decided in the files that
- * are called.  Runs on nbdkit's threads: the main thread up to .after_fork and from .unload on, one
- * of a connection's threads between .open and .close.  Nothing here touches the disk itself.
+ * This file translates.  It turns nbdkit's arguments into calls of plugin/disk/, and the -errno
+ * that comes back into an errno that NBD has and a line in the log.  plugin/disk/ decides what a
+ * disk means.
+ *
+ * Every request comes in through enter() and leaves through answer().  What concerns every request
+ * (scheduling policy, errors) happens in these two functions.
+ *
+ * Runs on nbdkit's threads: the main thread until .after_fork has returned and from .unload on, one
+ * of the connection's threads in between.  Never touches the disk itself.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -35,24 +41,27 @@
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
-/* -D aiodisk.stats=1: print the pool's counters at the end. */
+/* -D aiodisk.stats=1: print the counters of the pool in .unload.  nbdkit sets the variable. */
 NBDKIT_DLL_PUBLIC int aiodisk_debug_stats;
 
-/* Main thread, before and after all connections; any thread reads it in between. */
+/* Written by the main thread while there are no connections.  Read by any thread in between. */
 static struct runtime runtime;
 
 /* One client's connection. */
 struct handle {
-    struct image *image;
+    struct image *image;        /* set once by .open; holds a reference */
     struct handle *prev, *next; /* under handles_lock */
 };
 
-/* nbdkit 1.32 does not call .close for clients that are connected at its end. */
+/* All open handles.  .unload needs the list because nbdkit 1.32 does not call .close for clients
+ * that are still connected when nbdkit ends.
+ */
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct handle *handles; /* under handles_lock */
 
 /* --- Before and after serving --- */
 
+/* Runs instead of all other callbacks but .unload, before any parameter is set. */
 static void aiodisk_dump_plugin(void)
 {
     char why[RUNTIME_WHY_SIZE];
@@ -63,12 +72,7 @@ static void aiodisk_dump_plugin(void)
             printf("%s%s", n++ ? " " : "", backend_name(i));
     }
     printf("\n");
-    printf("aiodisk_max_threads=%u\n", config.max_threads);
-    printf("aiodisk_min_threads=%u\n", config.min_threads);
-    printf("aiodisk_queue_depth=%u\n", config.queue_depth);
-    printf("aiodisk_cache=default none\n");
-    printf("aiodisk_dispatch=auto pool\n");
-    printf("aiodisk_locking=auto on off\n");
+    config_dump();
 }
 
 static int aiodisk_get_ready(void)
@@ -77,21 +81,25 @@ static int aiodisk_get_ready(void)
 
     if (config_check() < 0)
         return -1;
-    /* Later errors reach only syslog.  "threads" always works, and auto falls back to it. */
-    if (strcmp(config.backend, "auto") != 0 && runtime_try(&config, config.backend, why) < 0) {
+    /* Find out now whether the backend works: once nbdkit is in the background, errors reach only
+     * syslog.  The first backend, "threads", works everywhere, so the start saves the time.
+     */
+    if (strcmp(config.backend, backend_name(0)) != 0 &&
+        runtime_try(&config, config.backend, why) < 0) {
         nbdkit_error("%s", why);
         return -1;
     }
     if (strcmp(config.backend, "libaio") == 0 && config.cache != CACHE_NONE)
-        log_warning(
-            "backend=libaio is asynchronous only with cache=none: here reads and writes go to the worker pool");
-    /* A write beyond RLIMIT_FSIZE is to fail with EFBIG, not to end the process. */
+        log_warning("backend=libaio is asynchronous only with cache=none: with cache=default reads "
+                    "and writes go to the worker pool");
+    /* SIGXFSZ would end the process.  If it is ignored, a write beyond RLIMIT_FSIZE gives EFBIG. */
     signal(SIGXFSZ, SIG_IGN);
     return 0;
 }
 
-/* dir= may have thousands of images open, and the usual soft limit of 1024 is there for programs that use select(2).
- * Done after the fork, so that a --run command keeps what it was given.
+/* Raises the soft limit of descriptors to the hard limit.  dir= may need descriptors for thousands
+ * of images, and the usual soft limit of 1024 exists for programs that use select(2).  Called after
+ * the fork, so that the command of nbdkit's --run keeps its limit.
  */
 static void raise_descriptor_limit(void)
 {
@@ -103,7 +111,7 @@ static void raise_descriptor_limit(void)
     }
 }
 
-/* The process is now the one that serves: threads and descriptors made here stay. */
+/* nbdkit does not fork any more, so threads and descriptors that are created here stay. */
 static int aiodisk_after_fork(void)
 {
     char why[RUNTIME_WHY_SIZE];
@@ -113,29 +121,10 @@ static int aiodisk_after_fork(void)
         nbdkit_error("%s", why);
         return -1;
     }
-    nbdkit_debug("%s", why);
     return 0;
 }
 
-static void print_counters(void)
-{
-    struct pool_counters c;
-
-    pool_read_counters(runtime.pool, &c);
-    fprintf(
-        stderr,
-        "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu taken_back=%llu "
-        "stranded_runs=%llu stranded_errors=%llu cancelled=%llu completions=%llu threads_created=%llu "
-        "spawn_failures=%llu\n",
-        (unsigned long long)c.submitted, (unsigned long long)c.enqueued,
-        (unsigned long long)c.worker_runs, (unsigned long long)c.helped,
-        (unsigned long long)c.taken_back, (unsigned long long)c.stranded_runs,
-        (unsigned long long)c.stranded_errors, (unsigned long long)c.cancelled,
-        (unsigned long long)c.completions, (unsigned long long)c.threads_created,
-        (unsigned long long)c.spawn_failures);
-}
-
-static void forget(struct handle *h)
+static void unlink_handle(struct handle *h)
 {
     pthread_mutex_lock(&handles_lock);
     *(h->prev ? &h->prev->next : &handles) = h->next;
@@ -148,26 +137,29 @@ static void aiodisk_close(void *handle)
 {
     struct handle *h = handle;
 
-    forget(h);
+    unlink_handle(h);
     image_put(h->image);
     free(h);
 }
 
-/* nbdkit does not unload while a callback runs, so nobody else uses any of this any more. */
+/* nbdkit unloads a plugin only when no callback runs, so no other thread uses the handles, the
+ * images or the runtime any more.  The images are closed before the runtime stops: image_put may
+ * flush through the backend, and image_close_all waits for prefetches, which run on the pool.
+ */
 static void aiodisk_unload(void)
 {
     while (handles)
         aiodisk_close(handles);
     image_close_all();
     if (aiodisk_debug_stats && runtime.pool)
-        print_counters();
+        runtime_print_counters(&runtime);
     runtime_stop(&runtime);
     health_forget_all();
     bounce_free_all();
     config_free();
 }
 
-/* --- A client comes --- */
+/* --- A client connects --- */
 
 static int add_export(void *opaque, const char *name, const struct stat *st)
 {
@@ -190,8 +182,11 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
     return r < 0 ? -1 : 0;
 }
 
-/* Returns a descriptor that names the image, or -errno with the reason in `why`. */
-static int open_source(const char **name, char why[LOG_LINE_SIZE])
+/* Opens the image that the client asked for.  Returns a descriptor for image_get and stores the
+ * name for messages; or returns -errno with the reason in `why`.  The descriptor is config.fd
+ * itself with fd=, which must stay open, and otherwise an O_PATH descriptor.
+ */
+static int open_export(const char **name, char why[LOG_LINE_SIZE])
 {
     if (config.directory) {
         *name = nbdkit_export_name();
@@ -215,10 +210,11 @@ static int get_image(int readonly, struct image **image, char why[LOG_LINE_SIZE]
         .locking = config.locking,
         .inherited = config.fd >= 0,
         .keep = !config.directory,
-        .callers_write = config.dispatch == DISPATCH_AUTO && runtime.backend->ops->run,
+        .callers_write =
+            config.dispatch == DISPATCH_AUTO && backend_callers_perform(runtime.backend),
     };
 
-    int path_fd = open_source(&name, why);
+    int path_fd = open_export(&name, why);
     if (path_fd < 0)
         return path_fd;
     int r = image_get(path_fd, name, &options, image, why);
@@ -229,7 +225,7 @@ static int get_image(int readonly, struct image **image, char why[LOG_LINE_SIZE]
 
 static void *aiodisk_open(int readonly)
 {
-    char why[LOG_LINE_SIZE] = "out of memory";
+    char why[LOG_LINE_SIZE] = "out of memory"; /* unless get_image stores another reason */
     struct handle *h = calloc(1, sizeof *h);
 
     if (!h || get_image(readonly, &h->image, why) < 0) {
@@ -263,7 +259,9 @@ static int64_t aiodisk_get_size(void *handle)
 static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
                               uint32_t *maximum)
 {
-    /* Unaligned requests are served, and clients obey a larger minimum more strictly than is good for them. */
+    /* The plugin serves unaligned requests.  A larger minimum would make clients refuse them:
+     * libnbd returns an error and qemu-img asserts.
+     */
     *minimum = 1;
     *preferred = ((struct handle *)handle)->image->geometry.preferred_block;
     *maximum = IMAGE_MAX_REQUEST;
@@ -295,18 +293,41 @@ static int can_cache(void *handle)
     return NBDKIT_CACHE_NATIVE;
 }
 
-/* --- Its requests --- */
+/* --- Requests --- */
 
-/* Every request comes in here, and leaves through answer(). */
-static struct handle *enter(void *handle, enum thread_load load)
+enum operation {
+    OP_READ,
+    OP_WRITE,
+    OP_FLUSH,
+    OP_TRIM,
+    OP_ZERO,
+    OP_FAST_ZERO,
+    OP_EXTENTS,
+    OP_CACHE,
+};
+
+static const char *const operation_names[] = {
+    [OP_READ] = "read",       [OP_WRITE] = "write", [OP_FLUSH] = "flush",
+    [OP_TRIM] = "trim",       [OP_ZERO] = "zero",   [OP_FAST_ZERO] = "fast zero",
+    [OP_EXTENTS] = "extents", [OP_CACHE] = "cache",
+};
+
+/* Every request comes in here.  answer() must follow, on the same thread and with the same
+ * operation.
+ */
+static struct image *enter(void *handle, enum operation op)
 {
-    struct handle *h = handle;
+    struct image *image = ((struct handle *)handle)->image;
 
-    thread_policy_enter(h->image->direct ? LOAD_DIRECT : load);
-    return h;
+    thread_policy_enter(image->direct    ? LOAD_DIRECT
+                        : op == OP_WRITE ? LOAD_CACHED_WRITE
+                                         : LOAD_CACHED);
+    return image;
 }
 
-/* What NBD clients are told; nbdkit would turn errors it does not know into EINVAL, which blames the client. */
+/* Returns the errno that the client is told.  nbdkit turns an errno that NBD does not have into
+ * EINVAL, which would blame the client, so such an errno becomes EIO.
+ */
 static int nbd_error(int err)
 {
     switch (err) {
@@ -325,13 +346,23 @@ static int nbd_error(int err)
     }
 }
 
-/* Turns a request's result into its callback's return value. */
-static int answer(const struct handle *h, int r, const char *what, uint64_t count, uint64_t offset)
+/* Every request leaves through here.  `r` is 0 or the -errno of the request.  Logs the error with
+ * the original errno, sets the errno for the client and returns the value for nbdkit.
+ */
+static int answer(const struct image *image, enum operation op, int r, uint64_t count,
+                  uint64_t offset)
 {
     thread_policy_leave();
     if (r >= 0)
         return 0;
-    nbdkit_error("%s: %s of %llu bytes at %llu: %s", h->image->name, what,
+    if (op == OP_FAST_ZERO && r == -EOPNOTSUPP) {
+        /* No error and no line in the log: the zero would be slow, so the client writes zeros
+         * itself. No other operation may give this errno to nbdkit; zero.c says why.
+         */
+        nbdkit_set_error(EOPNOTSUPP);
+        return -1;
+    }
+    nbdkit_error("%s: %s of %llu bytes at %llu: %s", image->name, operation_names[op],
                  (unsigned long long)count, (unsigned long long)offset, strerror(-r));
     nbdkit_set_error(nbd_error(-r));
     return -1;
@@ -339,50 +370,47 @@ static int answer(const struct handle *h, int r, const char *what, uint64_t coun
 
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, LOAD_CACHED);
+    struct image *image = enter(handle, OP_READ);
+    int r = image_read(image, buf, count, offset);
 
-    return answer(h, image_read(h->image, buf, count, offset), "read", count, offset);
+    return answer(image, OP_READ, r, count, offset);
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                           uint32_t flags)
 {
-    struct handle *h = enter(handle, LOAD_CACHED_WRITE);
-    int r = image_write(h->image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
+    struct image *image = enter(handle, OP_WRITE);
+    int r = image_write(image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
-    return answer(h, r, "write", count, offset);
+    return answer(image, OP_WRITE, r, count, offset);
 }
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct handle *h = enter(handle, LOAD_CACHED);
+    struct image *image = enter(handle, OP_FLUSH);
+    int r = image_flush(image);
 
-    return answer(h, image_flush(h->image), "flush", atomic_load(&h->image->size), 0);
+    return answer(image, OP_FLUSH, r, atomic_load(&image->size), 0);
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, LOAD_CACHED);
-    int r = image_trim(h->image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
+    struct image *image = enter(handle, OP_TRIM);
+    int r = image_trim(image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
-    return answer(h, r, "trim", count, offset);
+    return answer(image, OP_TRIM, r, count, offset);
 }
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, LOAD_CACHED);
-    int r = image_zero(h->image, count, offset,
+    enum operation op = flags & NBDKIT_FLAG_FAST_ZERO ? OP_FAST_ZERO : OP_ZERO;
+    struct image *image = enter(handle, op);
+    int r = image_zero(image, count, offset,
                        (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
                            (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
                            (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
 
-    if (r == -EOPNOTSUPP) {
-        /* A fast zero that would be slow: an answer, not an error. */
-        thread_policy_leave();
-        nbdkit_set_error(EOPNOTSUPP);
-        return -1;
-    }
-    return answer(h, r, "zero", count, offset);
+    return answer(image, op, r, count, offset);
 }
 
 static int add_extent(void *opaque, const struct extent *extent)
@@ -395,19 +423,18 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
-    struct handle *h = enter(handle, LOAD_CACHED);
-    int r =
-        image_extents(h->image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
+    struct image *image = enter(handle, OP_EXTENTS);
+    int r = image_extents(image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
-    return answer(h, r, "extents", count, offset);
+    return answer(image, OP_EXTENTS, r, count, offset);
 }
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct handle *h = enter(handle, LOAD_CACHED);
+    struct image *image = enter(handle, OP_CACHE);
 
-    image_prefetch(h->image, count, offset);
-    return answer(h, 0, "cache", count, offset);
+    image_prefetch(image, count, offset);
+    return answer(image, OP_CACHE, 0, count, offset);
 }
 
 static struct nbdkit_plugin plugin = {
@@ -447,7 +474,7 @@ static struct nbdkit_plugin plugin = {
     .zero = aiodisk_zero,
     .extents = aiodisk_extents,
     .cache = aiodisk_cache,
-    /* Our own messages name the errno. */
+    /* answer() sets the errno by nbdkit_set_error. */
     .errno_is_preserved = 0,
 };
 

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Starts and stops loop, pool and backend in the right order.  See runtime.h.
  *
- * Runs on nbdkit's main thread: runtime_try before the fork, where no thread may be left behind; runtime_start
- * after it.
+ * The pool delivers completions on the loop, and the backend hands requests to both.  So the loop
+ * is started first and stopped last.
+ *
+ * Runs on nbdkit's main thread: runtime_try before nbdkit forks, runtime_start after the fork.  A
+ * thread does not survive a fork, so runtime_try never leaves one behind.
  */
 #include <stdio.h>
 #include <string.h>
@@ -65,4 +68,22 @@ int runtime_try(const struct config *cfg, const char *backend, char why[RUNTIME_
     if (r == 0)
         runtime_stop(&runtime);
     return r;
+}
+
+void runtime_print_counters(const struct runtime *runtime)
+{
+    struct pool_counters c;
+
+    pool_read_counters(runtime->pool, &c);
+    fprintf(
+        stderr,
+        "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu "
+        "taken_back=%llu stranded_runs=%llu stranded_errors=%llu cancelled=%llu completions=%llu "
+        "threads_created=%llu spawn_failures=%llu\n",
+        (unsigned long long)c.submitted, (unsigned long long)c.enqueued,
+        (unsigned long long)c.worker_runs, (unsigned long long)c.helped,
+        (unsigned long long)c.taken_back, (unsigned long long)c.stranded_runs,
+        (unsigned long long)c.stranded_errors, (unsigned long long)c.cancelled,
+        (unsigned long long)c.completions, (unsigned long long)c.threads_created,
+        (unsigned long long)c.spawn_failures);
 }

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# What cannot be served is refused with one line that names it, and exit status 1, before any client connects.
+# nbdkit refuses what the plugin cannot serve and every wrong parameter before any client connects:
+# with exit status 1 and one line that names the file or the parameter.
 . "$(dirname "$0")/../lib/functions.sh"
 cd "$dir"
 truncate -s 1M disk.img
@@ -8,14 +9,15 @@ mkfifo fifo
 mkdir folder
 touch empty.img
 
-# refused PATTERN ARGUMENTS...
+# refused PATTERN ARGUMENTS...: nbdkit with ARGUMENTS ends with status 1 and one line that matches
+# PATTERN.
 refused() {
     local pattern=$1 status=0
     shift
     timeout 20 nbdkit -f -U "$dir/s.sock" "$plugin" "$@" 2>err --run true || status=$?
-    [ $status = 1 ] || { cat err; fail "exit status $status for: $*"; }
-    [ "$(grep -c . err)" = 1 ] || { cat err; fail "not one line for: $*"; }
-    grep -q -- "$pattern" err || { cat err; fail "no '$pattern' for: $*"; }
+    [ $status = 1 ] || fail_with err "exit status $status instead of 1 for: $*"
+    [ "$(grep -c . err)" = 1 ] || fail_with err "more or less than one line for: $*"
+    grep -q -- "$pattern" err || fail_with err "no line with '$pattern' for: $*"
     [ ! -e "$dir/s.sock" ] || rm "$dir/s.sock"
     cat err
 }
@@ -28,7 +30,8 @@ refused 'folder/none: cannot be read as a directory: No such file' dir=folder/no
 refused 'disk.img: cannot be read as a directory' dir=disk.img
 refused 'colour=red: unknown parameter' disk.img colour=red
 refused 'cache=fast: unknown value; allowed are: default, none' disk.img cache=fast
-refused 'backend=magic: unknown value' disk.img backend=magic
+refused 'backend=magic: unknown value in this build; allowed are: auto, threads' disk.img \
+    backend=magic
 refused 'dispatch=never: unknown value' disk.img dispatch=never
 refused 'locking=maybe: unknown value' disk.img locking=maybe
 refused 'max-threads=0: out of range; allowed is 1 to 4096' disk.img max-threads=0
@@ -48,15 +51,17 @@ refused 'fd=1: out of range' fd=1
 refused 'fd=3: is a FIFO' fd=3 3<>fifo
 refused 'fd=3: was opened for writing only' fd=3 3>>disk.img
 
-say "not readable"
-need_root "another user"
+say "a file that the user of nbdkit cannot read is refused"
+need_root "a server that runs as another user"
 chmod 0 disk.img
 chmod 755 "$dir"
 cp "$plugin" plugin.so
 status=0
-setpriv --reuid=nobody --clear-groups nbdkit -f -U - ./plugin.so disk.img --run true 2>err || status=$?
-[ $status = 1 ] && [ "$(grep -c . err)" = 1 ] && grep -q 'disk.img: cannot be read: Permission denied' err ||
-    { cat err; fail "an unreadable file: status $status"; }
+setpriv --reuid=nobody --clear-groups nbdkit -f -U - ./plugin.so disk.img --run true 2>err ||
+    status=$?
+[ $status = 1 ] && [ "$(grep -c . err)" = 1 ] &&
+    grep -q 'disk.img: cannot be read: Permission denied' err ||
+    fail_with err "an unreadable file: status $status"
 
 say "an empty file is a disk of 0 bytes"
 [ "$(nbdkit -U - "$plugin" empty.img --run 'nbdinfo --size "$uri"')" = 0 ] || fail "an empty file"
