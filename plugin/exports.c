@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finding and pinning what is to be served.  See exports.h.
+/* Finds, checks and opens what file=, dir= and fd= refer to.  See exports.h.
  *
- * Runs on nbdkit's threads, at start and when a client connects.  Never opens for I/O anything whose type it
- * has not judged.
+ * Runs on nbdkit's main thread at start and on a connection's thread when a client connects or
+ * lists the exports.  Never opens a file for reading or writing before its type has been checked,
+ * and never writes.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -18,6 +19,7 @@
 #include "plugin/disk/fd.h"
 #include "plugin/exports.h"
 
+/* Stores the formatted line in `why` and returns `err`. */
 static int fail(char *why, int err, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 static int fail(char *why, int err, const char *format, ...)
@@ -30,7 +32,7 @@ static int fail(char *why, int err, const char *format, ...)
     return err;
 }
 
-/* The reason why this kind of file is not served, or NULL. */
+/* Returns why a file of this type is not served, or NULL if the type is served. */
 static const char *refusal(mode_t mode)
 {
     switch (mode & S_IFMT) {
@@ -52,8 +54,8 @@ static const char *refusal(mode_t mode)
     }
 }
 
-/* Keeps path_fd if it is something to serve, else closes it. */
-static int judge(int path_fd, const char *name, char *why)
+/* Returns path_fd if its type is served.  Otherwise closes path_fd and returns -errno. */
+static int keep_if_served(int path_fd, const char *name, char *why)
 {
     struct stat st;
 
@@ -76,7 +78,7 @@ int exports_open_file(const char *path, char why[LOG_LINE_SIZE])
     int path_fd = open(path, O_PATH | O_CLOEXEC);
     if (path_fd < 0)
         return fail(why, -errno, "%s: %s", path, strerror(errno));
-    return judge(path_fd, path, why);
+    return keep_if_served(path_fd, path, why);
 }
 
 int exports_check_file(const char *path, char why[LOG_LINE_SIZE])
@@ -127,7 +129,9 @@ int exports_check_directory(const char *path, char why[LOG_LINE_SIZE])
     return 0;
 }
 
-/* An O_PATH descriptor of `name`, which has no slash, below dir_fd; symbolic links may not lead out of it. */
+/* Opens `name`, which contains no slash, with O_PATH in the directory dir_fd.  Symbolic links that
+ * lead out of the directory give -EXDEV (openat2(2), RESOLVE_BENEATH).
+ */
 static int open_beneath(int dir_fd, const char *name)
 {
     struct open_how how = {
@@ -136,13 +140,15 @@ static int open_beneath(int dir_fd, const char *name)
     };
     int fd;
 
-    /* openat2(2): EAGAIN when something was renamed meanwhile and the kernel could not be sure. */
+    /* openat2(2): EAGAIN means that a concurrent rename kept the kernel from deciding. */
     do {
         fd = syscall(SYS_openat2, dir_fd, name, &how, sizeof how);
     } while (fd < 0 && (errno == EAGAIN || errno == EINTR));
     if (fd >= 0)
         return fd;
-    /* Old kernels, and seccomp filters that do not know it: then no symbolic link is followed. */
+    /* ENOSYS: a kernel before 5.6.  EPERM: a seccomp filter that does not know openat2(2).  Then no
+     * symbolic link is followed.
+     */
     if (errno == ENOSYS || errno == EPERM)
         fd = openat(dir_fd, name, O_PATH | O_CLOEXEC | O_NOFOLLOW);
     return fd < 0 ? -errno : fd;
@@ -157,12 +163,13 @@ static bool name_is_one_component(const char *name)
 int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_SIZE])
 {
     if (name[0] == '\0')
-        return fail(why, -ENOENT, "%s: the client named no export; each file in it is one",
+        return fail(why, -ENOENT,
+                    "%s: the client named no export; the names of the files in it are the exports",
                     directory);
     if (!name_is_one_component(name))
         return fail(why, -ENOENT,
-                    "%s: no export '%s': only what lies in the directory itself is one", directory,
-                    name);
+                    "%s: no export '%s': only what lies in the directory itself is an export",
+                    directory, name);
 
     int dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (dir_fd < 0)
@@ -173,7 +180,7 @@ int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_
         return fail(why, path_fd, "%s: no export '%s': %s", directory, name,
                     path_fd == -EXDEV ? "its symbolic link leads out of the directory"
                                       : strerror(-path_fd));
-    return judge(path_fd, name, why);
+    return keep_if_served(path_fd, name, why);
 }
 
 int exports_list(const char *directory,

@@ -1,33 +1,53 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where an image comes from: a path, an inherited descriptor, or a name in a directory.
+/* The exports: what file=, dir= and fd= refer to, and whether that can be served.
  *
- * Whatever it is, it is pinned with O_PATH first: that opens nothing (a FIFO does not hang, a tape does not
- * rewind), and its type is judged on the very inode that is opened afterwards, so nobody can
- * exchange it in between.
+ * A file is always opened with O_PATH first.  That has no effect on the file: opening a FIFO does
+ * not wait and opening a tape does not rewind.  The type of the file is then checked on the O_PATH
+ * descriptor, and the caller opens the image through the same descriptor.  So nobody can replace
+ * the file between the check and the opening.
+ *
+ * Every function here may block on the disk.  Any thread may call them.  On an error each stores
+ * one line in `why`, which names the file and the reason.
  */
 #ifndef AIODISK_EXPORTS_H
 #define AIODISK_EXPORTS_H
 
 #include <stdbool.h>
-#include <stddef.h>
 #include <sys/stat.h>
 
 #include "plugin/disk/log.h"
 
-/* Each returns 0 or a descriptor, or -errno with a line in `why`.  Any thread; they block. */
+/* Checks that file=PATH is a regular file or block device and can be read.  Returns 0, -EINVAL if
+ * the file is of another type, or -errno of open(2).
+ */
 int exports_check_file(const char *path, char why[LOG_LINE_SIZE]);
+
+/* Checks that dir=PATH is a directory and can be read.  Returns 0, or -errno of opendir(3). */
 int exports_check_directory(const char *path, char why[LOG_LINE_SIZE]);
+
+/* Checks that fd=FD is a regular file or block device.  Returns 0, -EINVAL if the file is of
+ * another type, -EBADF if FD is not open or not open for reading, or -errno of fstat(2).
+ */
 int exports_check_fd(int fd, char why[LOG_LINE_SIZE]);
 
-/* An O_PATH descriptor of a regular file or block device. */
+/* Opens the regular file or block device with O_PATH.  Returns a descriptor, -EINVAL if the file is
+ * of another type, or -errno of open(2).
+ */
 int exports_open_file(const char *path, char why[LOG_LINE_SIZE]);
 
-/* The same for an export of a directory: refuses whatever is not directly in it, and symbolic links that lead out. */
+/* As exports_open_file, for the export called `name` of a directory.  Also returns -ENOENT if
+ * `name` is no name of a directory entry, and -EXDEV if a symbolic link leads out of the directory.
+ */
 int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_SIZE]);
 
+/* True if `path` is a directory; false also if the path cannot be examined. */
 bool exports_is_directory(const char *path);
 
-/* Calls add(opaque, name, what it is) for each export of the directory, in no order, until it returns non-zero. */
+/* Calls add(opaque, name, st) for each export of the directory, in no particular order.  Stops
+ * early if `add` returns a value other than 0, and returns that value without a line in `why`.
+ * Otherwise returns 0, or -errno of opendir(3) or readdir(3).  Skips what exports_open_one would
+ * refuse.
+ */
 int exports_list(const char *directory,
                  int (*add)(void *opaque, const char *name, const struct stat *st), void *opaque,
                  char why[LOG_LINE_SIZE]);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What log.h declares, by nbdkit's own means.  Decides nothing: errors of requests are plugin.c's business.
+/* Implements plugin/disk/log.h with nbdkit's functions, so that plugin/disk/ needs no nbdkit.
  *
- * Runs on any thread that nbdkit called us on.
+ * Runs on the threads on which nbdkit called the plugin.  Never decides what to log and never
+ * reports the error of a request: answer() in plugin.c does that.
  */
 #include "plugin/disk/log.h"
 
@@ -10,6 +11,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+/* nbdkit has no level between error and debug, and prints debug lines only with -v. */
 void log_warning(const char *format, ...)
 {
     va_list args;

@@ -1,24 +1,28 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which scheduling policy the threads that carry requests have (sched(7)).
+/* The scheduling policy of nbdkit's threads while they carry requests: SCHED_BATCH or SCHED_OTHER
+ * (sched(7)).
  *
- * An ordinary thread that wakes up preempts whoever runs, and nbdkit's threads and the client wake each other several times for
- * each request.  A SCHED_BATCH one waits its turn, so requests and replies gather.
+ * A SCHED_OTHER thread that wakes up preempts the running thread.  nbdkit's threads and the client
+ * wake each other several times for each request, so they interrupt each other often.  A
+ * SCHED_BATCH thread does not preempt, so requests and replies gather and are handled several at a
+ * time.
  */
 #ifndef AIODISK_THREAD_POLICY_H
 #define AIODISK_THREAD_POLICY_H
 
 enum thread_load {
-    LOAD_DIRECT, /* any request on an image with O_DIRECT */
-    LOAD_CACHED_WRITE,
-    LOAD_CACHED, /* any other */
+    LOAD_DIRECT,       /* any request on an image with O_DIRECT */
+    LOAD_CACHED_WRITE, /* a write through the page cache */
+    LOAD_CACHED,       /* any other request through the page cache */
 };
 
-/* At the start of each request, on its thread.  Sets the thread's policy, unless somebody has given it one of his own.
- * Never fails: a policy that is refused is not asked for again until another is wanted.
+/* Call at the start of each request, on the thread that carries the request.  Sets the policy of
+ * that thread, unless somebody else has set another policy.  Never fails: if the kernel refuses a
+ * policy, the thread keeps the old one and does not ask again until the wanted policy changes.
  */
 void thread_policy_enter(enum thread_load load);
 
-/* At its end.  Any thread. */
+/* Call at the end of the same request, on the same thread. */
 void thread_policy_leave(void);
 
 #endif
