@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What all backends have in common: the table of them, choosing one, and "sync is submit + wait".
+/* The table of backends, opening one, and the two ways in: backend_submit and backend_run.
  *
- * Runs on the submitter's thread and on the loop thread (completions).
- * Knows no ring: each is one file behind struct backend_ops.
+ * Every function runs on its caller's thread.  backend_run sleeps in submit_and_wait until the loop
+ * thread has finished the request.  This file decides whether the backend or the pool carries a
+ * request (can_carry).  It never makes the call itself (request.c) and knows no kernel interface
+ * (each is one file behind struct backend_ops).
  */
 #include "backends/backend.h"
 
@@ -12,8 +14,10 @@
 
 #include "pool/waiter.h"
 
-/* In the order in which backend=auto tries them.  Threads come first because they measured fastest, and they
- * cannot fail; README.md, "Which backend", has the figures, tests/bench-backend and fio-jobs/compare the commands.
+/* The first is the default.  Threads come first because they measured fastest in most cases and
+ * because nothing that a container, a seccomp filter or a limit forbids can stop them.
+ * fio-jobs/README.md has the figures; tests/bench/backend.py and fio-jobs/compare measure them
+ * again.
  */
 static const struct backend_ops *const table[] = {
     &threads_ops,
@@ -32,11 +36,13 @@ const char *backend_name(size_t i)
     return i < BACKENDS ? table[i]->name : NULL;
 }
 
-/* --- Choosing one --- */
+/* --- Opening and closing --- */
 
-static int open_named(const char *name, const struct backend_config *config,
-                      struct backend **backend, char *why, size_t why_size)
+int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
+                 char *why, size_t why_size)
 {
+    if (strcmp(name, "auto") == 0)
+        name = backend_name(0);
     for (size_t i = 0; i < BACKENDS; i++) {
         if (strcmp(table[i]->name, name) != 0)
             continue;
@@ -44,54 +50,11 @@ static int open_named(const char *name, const struct backend_config *config,
         if (r < 0)
             snprintf(why, why_size, "backend=%s does not work here: %s", name, strerror(-r));
         else
-            snprintf(why, why_size, "backend %s, as named", name);
+            snprintf(why, why_size, "backend %s is ready", name);
         return r;
     }
     snprintf(why, why_size, "backend=%s: unknown, or not compiled in", name);
     return -EINVAL;
-}
-
-static void append(char *list, size_t size, const char *name, const char *what)
-{
-    size_t used = strlen(list);
-
-    snprintf(list + used, size - used, "; %s: %s", name, what);
-}
-
-/* Opens the first that works.  Those behind it are not tried: to make and end a ring takes long. */
-static int open_auto(const struct backend_config *config, struct backend **backend, char *why,
-                     size_t why_size)
-{
-    const char *chosen = NULL;
-    char others[256] = "";
-    int r = -ENOTSUP;
-
-    for (size_t i = 0; i < BACKENDS; i++) {
-        if (chosen) {
-            append(others, sizeof others, table[i]->name, "measured slower, not tried");
-            continue;
-        }
-        r = table[i]->open(config, backend);
-        if (r == 0)
-            chosen = table[i]->name;
-        else
-            append(others, sizeof others, table[i]->name, strerror(-r));
-    }
-    if (chosen)
-        snprintf(why, why_size,
-                 "backend %s, chosen by auto: measured fastest with cache=%s of those that work%s",
-                 chosen, config->direct ? "none" : "default", others);
-    else
-        snprintf(why, why_size, "no backend works here%s", others);
-    return r;
-}
-
-int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
-                 char *why, size_t why_size)
-{
-    if (strcmp(name, "auto") == 0)
-        return open_auto(config, backend, why, why_size);
-    return open_named(name, config, backend, why, why_size);
 }
 
 void backend_close(struct backend *backend)
@@ -114,14 +77,7 @@ bool backend_callers_perform(const struct backend *backend)
 
 /* --- The two ways in --- */
 
-static bool takes(const struct backend *backend, const struct request *request)
-{
-    if (request->op == REQUEST_CALL)
-        return !backend->ops->takes;
-    return !backend->ops->takes || backend->ops->takes(backend, request);
-}
-
-static void begin(struct backend *backend, struct request *request)
+static void prepare(struct backend *backend, struct request *request)
 {
     request->pool = backend->config.pool;
     request->waiter = NULL;
@@ -130,10 +86,15 @@ static void begin(struct backend *backend, struct request *request)
     request->transferred = 0;
 }
 
+static bool can_carry(const struct backend *backend, const struct request *request)
+{
+    return !backend->ops->takes || backend->ops->takes(backend, request);
+}
+
 int backend_submit(struct backend *backend, struct request *request)
 {
-    begin(backend, request);
-    if (!takes(backend, request))
+    prepare(backend, request);
+    if (!can_carry(backend, request))
         return request_submit_to_pool(request);
     return backend->ops->submit(backend, request);
 }
@@ -155,8 +116,8 @@ static int submit_and_wait(struct backend *backend, struct request *request)
 
 int backend_run(struct backend *backend, struct request *request)
 {
-    begin(backend, request);
-    if (!takes(backend, request))
+    prepare(backend, request);
+    if (!can_carry(backend, request))
         return request_run_on_pool(request);
     if (backend->ops->run)
         return backend->ops->run(backend, request);

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The contract of those that carry a request to the kernel.
+/* The backends: the contract of one, and the two ways in for the layers above.
  *
- * A backend knows how a request reaches the kernel: by a worker (or its own caller) in a blocking
- * call, through an io_uring, through libaio.  It knows nothing of disks: what to do about
- * alignment, failed flushes or holes is the business of the layer above.
+ * A backend knows how a request reaches the kernel: by a blocking call of a worker (or of its own
+ * caller), through io_uring, or through libaio.  A backend never knows what a disk means:
+ * alignment, failed flushes and holes belong to the layer above.
+ *
+ * The layers above call backend_open, backend_submit, backend_run and backend_close.  backend.c
+ * calls the functions of struct backend_ops.  README.md in this folder tells how to add a backend.
  */
 #ifndef AIODISK_BACKEND_H
 #define AIODISK_BACKEND_H
@@ -11,81 +14,108 @@
 #include "backends/request.h"
 
 struct backend_config {
-    struct loop *loop;
-    struct pool *pool;    /* for what the backend cannot do natively */
-    unsigned queue_depth; /* ring entries, 1-4096 */
+    struct loop *loop;    /* runs from before backend_open until after backend_close */
+    struct pool *pool;    /* carries what the backend cannot; freed after backend_close */
+    unsigned queue_depth; /* most requests that a ring holds at once, 1-4096 */
     bool direct;          /* the descriptors will be O_DIRECT */
-    bool try_cached;      /* try RWF_NOWAIT on the caller's thread of a REQUEST_PAGE_CACHE read */
+    bool try_cached;      /* backend_run may read with RWF_NOWAIT before it enters the pool */
 };
 
 struct backend {
+    /* Set once by backend_ops.open, read by any thread. */
     const struct backend_ops *ops;
-    struct backend_config config; /* set once by open */
+    struct backend_config config;
 };
 
-/* A backend is one file that fills in one of these; the table in backend.c lists them.
- * Each callback says who calls it and what holds when it returns.
- */
+/* One backend.  Its file defines one of these, and the table in backend.c lists it. */
 struct backend_ops {
+    /* The value of the parameter backend=. */
     const char *name;
 
-    /* Makes the backend ready and proves it with one real read through it: what open returned
-     * works.  Returns 0 and *backend, or -errno with nothing left behind: -EPERM, -ENOSYS, -ENOMEM, -EMFILE,
-     * -EINVAL and -EAGAIN mean "not here", and the next backend is tried.  config->loop runs.
-     * Not on the loop thread.
+    /* Called by backend_open, not on the loop thread; may block.  Makes the backend ready and
+     * proves it with one real read through the kernel's interface, because a ring that was made may
+     * still not work (a seccomp filter that forbids io_uring_enter(2)).  Sets ops and config of
+     * *backend and returns 0.  Or returns -errno and leaves nothing behind: no memory, descriptor,
+     * watch or ring.
      */
     int (*open)(const struct backend_config *config, struct backend **backend);
 
-    /* Waits for requests in flight, then frees everything.  Nobody submits any more.  Not on the loop
-     * thread.
+    /* Called by backend_close, once, not on the loop thread; may block.  No thread submits any
+     * more, except from inside the `done` of a request in flight.  Returns when every request that
+     * this backend carries has ended, and has then freed everything.  Requests that the pool
+     * carries may still run, and do not touch the backend.
      */
     void (*close)(struct backend *backend);
 
-    /* Can this backend carry the request natively?  What it cannot goes to the pool instead.  NULL: all of them.
-     * Any thread.
+    /* Called by backend_submit and backend_run, on any thread; must not block.  Returns whether the
+     * backend itself can carry the request.  If it cannot, the pool does.  NULL: the backend can
+     * carry every request.
      */
     bool (*takes)(const struct backend *backend, const struct request *request);
 
-    /* Starts a request that it takes.  Returns 0, and `done` will be called exactly once, on the loop thread; or
-     * -errno, and it will not be called.  Does not wait for the request; a full ring is no error.
-     * Any thread.
+    /* Called by backend_submit, and by backend_run when `run` is NULL, on any thread, for a request
+     * that the backend takes.  Returns 0, and the backend will end the request once, on the loop
+     * thread, by request_finish or request_give_back.  Or returns -errno, and the backend will not
+     * touch the request again.  Must not wait for the request; a full ring is no error.
      */
     int (*submit)(struct backend *backend, struct request *request);
 
-    /* Carries such a request out and returns its result, without the loop thread where the backend can.
-     * NULL: backend_run submits and waits.  Any thread but the loop's and the pool's workers'.
+    /* Called by backend_run for a request that the backend takes, on any thread but the loop's and
+     * the workers'; may block.  Carries out the request on this thread, or waits for a worker that
+     * does, and returns the result.  NULL: backend_run calls `submit` and sleeps until the loop
+     * thread wakes it.
      */
     int (*run)(struct backend *backend, struct request *request);
 };
 
-/* Opens the backend called `name` ("threads", "io_uring", "libaio"), or with "auto" the first that works, in the order that
- * measured fastest for config->direct.  `why` gets one line for the log: what was chosen, and why
- * not the others, or what stopped the one that was named.  Returns 0; -EINVAL for an unknown name,
- * -ENOTSUP for one that was not compiled in, else what open returned.  Not on the loop thread.
+/* The name of the i-th backend that was compiled in, or NULL when there are not so many.  Backend 0
+ * is the default: it measured fastest and works everywhere.  This is the only list of backend
+ * names.  Any thread.
+ */
+const char *backend_name(size_t i);
+
+/* Opens the backend called `name`.  Returns 0 and *backend, which backend_close frees; -EINVAL for
+ * a name that backend_name does not return (unknown, or not compiled in); or what backend_ops.open
+ * returned: -ENOMEM, and for a ring also -EPERM, -ENOSYS, -EMFILE, -ENFILE, -EAGAIN, -EINVAL or
+ * -EIO.  `why` receives one line of at most why_size bytes for the log or the error message.
+ * Blocks.  Any thread but the loop's.
  */
 int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
                  char *why, size_t why_size);
 
+/* Waits for the requests that the backend carries, then frees it.  The pool, which may carry other
+ * requests of this backend, is freed afterwards (pool_free waits for those).  No thread may submit
+ * any more.  Blocks.  Any thread but the loop's.
+ */
 void backend_close(struct backend *backend);
 
-/* The number of blocking calls that the backend may run at once: the pool's max-threads. */
+/* The number of blocking calls that the backend may make at once: max_threads of its pool.  Any
+ * thread; takes the pool's lock.
+ */
 unsigned backend_max_blocking_calls(const struct backend *backend);
 
-/* Returns whether backend_run's caller may make the call on its own thread. */
+/* Returns whether a caller of backend_run may make the blocking call on its own thread.  The pool's
+ * `helping` must allow it too.  Any thread.
+ */
 bool backend_callers_perform(const struct backend *backend);
 
-/* The i-th backend compiled in, or NULL: for tests and for --dump-plugin. */
-const char *backend_name(size_t i);
-
-/* The asynchronous way in: see backend_ops.submit. */
+/* The asynchronous way in.  Returns 0, and `done` will be called once, on the loop thread.  Or
+ * returns -errno, and `done` will not be called: -ESHUTDOWN when the pool is being freed, -EAGAIN
+ * when the pool has no worker and can create none.  Does not wait for the request.  Any thread,
+ * also from inside `done`.
+ */
 int backend_submit(struct backend *backend, struct request *request);
 
-/* The synchronous way in, the same request: carries it out and returns its result.
- * Which way it goes is chosen here and in the pool.  Blocks.  Any thread but the loop's and the workers'.
+/* The synchronous way in, for the same requests: carries out the request and returns its result.
+ * This function decides between backend and pool (backend_ops.takes), and pool_run decides between
+ * caller and worker.  Does not fail for lack of threads.  Blocks.  Any thread but the loop's and
+ * the workers'.
  */
 int backend_run(struct backend *backend, struct request *request);
 
-/* The backends there are.  A new one is declared here and named in backend.c's table, no more. */
+/* The backends, each defined in its own file.  A new one needs a declaration here and a line in the
+ * table of backend.c; README.md lists the other files.
+ */
 extern const struct backend_ops threads_ops;
 extern const struct backend_ops uring_ops;
 extern const struct backend_ops laio_ops;

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The io_uring backend.
+/* The io_uring backend: translates requests into submission entries and completion entries into
+ * results.  ring.c holds the queue, the batches and what becomes of a completion.
  *
- * The ring is made on the loop thread and touched by no other, which is what the kernel's
- * cheapest modes demand (io_uring_setup(2): SINGLE_ISSUER, DEFER_TASKRUN).  How requests come here, wait for room and are
- * continued is ring.c's business; this file translates.  Never blocks: io_uring_enter(2) is called to submit and
- * to run deferred work, not to wait.
+ * The loop thread makes the ring, and only the loop thread touches the ring, because the kernel's
+ * cheapest modes demand that (io_uring_setup(2), IORING_SETUP_SINGLE_ISSUER and
+ * IORING_SETUP_DEFER_TASKRUN).  uring_takes runs on any thread.  uring_open and uring_close run on
+ * the thread that opens and closes.  io_uring_enter(2) is called to submit and to run deferred
+ * work, and never to wait.
  *
- * No registered files or buffers: measured with bench-backend, medians of 5 runs with each, they bring nothing (random 4 KiB
- * reads, files: 1.03 at depth 1, 1.00 at 16, 1.00 at 64; files and buffers: 1.03, 0.99, 1.01; writes: 1.02, 1.03, 1.00). And
- * the ring would keep a file open, and its locks, after the last client has gone: Linux 6.1 lets go of a
- * registered file up to a second after it was withdrawn.
+ * Files and buffers are not registered, for two reasons.  Registration brings nothing: with 4 KiB
+ * random requests the ratio to the unregistered rate was 1.03 / 1.00 / 1.00 for reads with
+ * registered files at depth 1 / 16 / 64, 1.03 / 0.99 / 1.01 for reads with registered files and
+ * buffers, and 1.02 / 1.03 / 1.00 for writes (tests/bench/backend.c, medians of 5 runs).  And the
+ * ring would keep a file open, with its locks, after the last client has left: Linux 6.1 releases a
+ * file up to a second after its withdrawal.
  */
 #include <errno.h>
 #include <liburing.h>
@@ -18,24 +22,30 @@
 
 #include "backends/ring.h"
 
-#define REAP_BATCH 64u
+#define REAP_BATCH 64u /* completion entries copied at once, on the stack */
 
 struct uring {
     struct ring ring;
 
-    /* Loop thread only, set at open. */
-    struct io_uring uring;
-    bool deferred; /* completions appear only when we ask for them */
+    /* Set once on the loop thread by uring_open, read by any thread. */
     bool has_fsync, has_fallocate;
-    unsigned stale; /* submission entries left over, turned into no-ops */
+
+    /* Loop thread only. */
+    struct io_uring uring;
+    bool deferred;  /* DEFER_TASKRUN: completions appear only after io_uring_get_events */
+    unsigned stale; /* entries in the submission queue that withdraw turned into no-ops */
 };
 
-/* Best first.  A flag that the kernel does not know gives -EINVAL, and the next step is tried. */
+/* The flags of io_uring_queue_init_params, best first.  A kernel that does not know a flag returns
+ * -EINVAL, and the next step is tried.
+ */
 static const unsigned setup_ladder[] = {
-    IORING_SETUP_SINGLE_ISSUER |
-        IORING_SETUP_DEFER_TASKRUN, /* 6.1: completion work only when we ask, in batches */
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN, /* 6.0 */
-    IORING_SETUP_COOP_TASKRUN, /* 5.19: no interrupts of the loop thread */
+    /* Linux 6.1: the kernel does its completion work only in io_uring_get_events, in batches. */
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+    /* Linux 6.0. */
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN,
+    /* Linux 5.19: the kernel does not interrupt the loop thread for completion work. */
+    IORING_SETUP_COOP_TASKRUN,
     0,
 };
 
@@ -60,15 +70,16 @@ static void prepare(struct io_uring_sqe *sqe, struct request *r)
     case REQUEST_FDATASYNC:
         io_uring_prep_fsync(sqe, r->fd, IORING_FSYNC_DATASYNC);
         break;
-    default: /* uring_takes lets through nothing else */
+    default: /* REQUEST_FALLOCATE: uring_takes accepts no other op */
         io_uring_prep_fallocate(sqe, r->fd, r->mode, r->offset, r->length);
         break;
     }
     io_uring_sqe_set_data(sqe, r);
 }
 
-/* Turns entries that the kernel did not take into no-ops: their requests may be gone, or come again, before the
- * kernel looks at them.
+/* Turns entries that the kernel did not accept into no-ops.  They stay in the submission queue, and
+ * the next io_uring_submit offers them again.  By then their requests may have ended on the pool,
+ * or have been prepared a second time in other entries.
  */
 static void withdraw(struct uring *u, struct io_uring_sqe *const *sqes, unsigned count)
 {
@@ -97,18 +108,22 @@ static int uring_push(struct ring *ring, struct request *const *batch, unsigned 
 
     u->stale -= consumed - taken;
     withdraw(u, sqes + taken, prepared - taken);
-    /* Nothing taken and no error: no entry was free, because no-ops filled the ring. */
+    /* No request was accepted and there was no error: no-ops filled the submission queue. */
     return taken > 0 ? (int)taken : n < 0 ? n : -EAGAIN;
 }
 
-/* The entries are copied and given back before any request is finished: its `done` may poll the loop and come here again. */
+/* Copies completion entries and releases them before any request ends, because a `done` may poll
+ * the loop and so enter uring_reap again.
+ */
 static void uring_reap(struct ring *ring)
 {
     struct uring *u = container_of(ring, struct uring, ring);
     struct io_uring_cqe *cqes[REAP_BATCH], copies[REAP_BATCH];
     unsigned n;
 
-    /* When it fails (EAGAIN, EINTR), nobody else would ask: the kernel signals no more while there is deferred work. */
+    /* While deferred work is left the kernel does not signal the eventfd again.  After a failure
+     * (EAGAIN, EINTR) this write makes the loop thread come back.
+     */
     if (u->deferred && io_uring_get_events(&u->uring) < 0)
         eventfd_write(ring->event_fd, 1);
     while ((n = io_uring_peek_batch_cqe(&u->uring, cqes, REAP_BATCH)) > 0) {
@@ -143,7 +158,7 @@ static bool uring_takes(const struct backend *backend, const struct request *req
 
 /* --- Opening --- */
 
-static int set_up(struct uring *u)
+static int set_up_ring(struct uring *u)
 {
     int r = -EINVAL;
 
@@ -161,7 +176,7 @@ static int probe_operations(struct uring *u)
     struct io_uring_probe *probe = io_uring_get_probe_ring(&u->uring);
 
     if (!probe)
-        return -ENOSYS; /* older than 5.6, which also lacks the plain reads and writes used here */
+        return -ENOSYS; /* before Linux 5.6, which also lacks IORING_OP_READ and IORING_OP_WRITE */
     bool has_read_write = io_uring_opcode_supported(probe, IORING_OP_READ) &&
                           io_uring_opcode_supported(probe, IORING_OP_WRITE);
     u->has_fsync = io_uring_opcode_supported(probe, IORING_OP_FSYNC);
@@ -170,9 +185,10 @@ static int probe_operations(struct uring *u)
     return has_read_write ? 0 : -ENOSYS;
 }
 
+/* Loop thread, so that this thread is the ring's single issuer. */
 static int open_ring(struct uring *u)
 {
-    int r = set_up(u);
+    int r = set_up_ring(u);
 
     if (r < 0)
         return r;

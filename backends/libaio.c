@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The libaio backend: the kernel's older asynchronous interface, io_submit(2).
+/* The libaio backend: translates requests into iocbs of the kernel's older asynchronous interface
+ * (io_submit(2)) and events into results.  ring.c holds the queue, the batches and what becomes of
+ * a completion.
  *
- * It is asynchronous only with O_DIRECT, and blocks otherwise; so what goes through the page cache is left
- * to the pool.  How requests come here, wait for room and are continued is ring.c's business; this file
- * translates.  Runs on the loop thread but for opening and closing.
+ * io_submit(2) is asynchronous only with O_DIRECT.  A transfer through the page cache would block
+ * in io_submit, so laio_takes leaves such transfers to the pool.  Even with O_DIRECT io_submit may
+ * block on the inode's lock: 860 ms were seen, during which the loop thread served nobody.
+ *
+ * laio_push and laio_reap run on the loop thread, laio_takes on any thread, laio_open and
+ * laio_close on the thread that opens and closes.
  */
 #include <errno.h>
 #include <libaio.h>
@@ -13,14 +18,14 @@
 
 #include "backends/ring.h"
 
-#define REAP_BATCH 64u
+#define REAP_BATCH 64u /* events fetched at once, on the stack */
 
 struct laio {
     struct ring ring;
 
-    /* Set once by laio_open. */
+    /* Set once by laio_open, read by any thread. */
     io_context_t context;
-    bool has_fdatasync;
+    bool has_fdatasync; /* the kernel has IOCB_CMD_FDSYNC */
 };
 
 static void prepare(struct iocb *iocb, struct request *r, int event_fd)
@@ -33,7 +38,7 @@ static void prepare(struct iocb *iocb, struct request *r, int event_fd)
         io_prep_pwritev(iocb, r->fd, r->iov, r->iovcnt, r->offset);
         iocb->aio_rw_flags = r->flags & REQUEST_FUA ? RWF_DSYNC : 0;
         break;
-    default: /* laio_takes lets through nothing else */
+    default: /* REQUEST_FDATASYNC: laio_takes accepts no other op */
         io_prep_fdsync(iocb, r->fd);
         break;
     }
@@ -41,7 +46,7 @@ static void prepare(struct iocb *iocb, struct request *r, int event_fd)
     iocb->data = r;
 }
 
-/* The kernel copies an iocb when it takes it, so they need not outlive the call. */
+/* io_submit(2) copies the iocbs that it accepts, so they may lie on the stack. */
 static int laio_push(struct ring *ring, struct request *const *batch, unsigned count)
 {
     struct laio *l = container_of(ring, struct laio, ring);
@@ -109,8 +114,9 @@ static void laio_close(struct backend *backend)
     free(l);
 }
 
-/* IOCB_CMD_FDSYNC came with Linux 4.18.  Asked with nothing else in flight, so the answer is ours.  Returns 0 either way; -errno
- * when answers cannot be fetched at all, for then ring_prove would wait for ever.
+/* Finds out whether the kernel has IOCB_CMD_FDSYNC (since Linux 4.18).  Nothing else is in flight,
+ * so the event that comes is the probe's.  Returns 0 whether or not the kernel has it.  Returns
+ * -errno when events cannot be fetched at all, because ring_prove would then wait for ever.
  */
 static int probe_fdatasync(struct laio *l)
 {

@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One request: carried out by blocking calls, continued after EINTR and short transfers, and its way through the pool.
+/* One request: carried out by blocking calls, continued after EINTR and short transfers, finished,
+ * and handed to the pool.
  *
- * Runs on the submitter's thread, on the loop thread (completions) and on the pool's workers (request_perform).
+ * request_perform runs on the pool's workers, or on a caller of pool_run that runs its own task.
+ * request_finish and request_give_back run on the loop thread and never block there.  The other
+ * functions run on the thread that their declaration names.
+ *
+ * This file never decides which backend carries a request (backend.c), and never retries an error:
+ * only EINTR and a short transfer are continued.
  */
 #include "backends/request.h"
 
@@ -14,10 +20,9 @@
 
 #include "pool/waiter.h"
 
-/* --- One request, by blocking calls --- */
+/* --- Progress --- */
 
-/* Moves the request on by n bytes. */
-static void consume(struct request *request, uint64_t n)
+static void consume_bytes(struct request *request, uint64_t n)
 {
     request->offset += n;
     request->length -= n;
@@ -51,9 +56,11 @@ bool request_advance(struct request *request, ssize_t ret)
         request->result = request->op == REQUEST_READ ? -EIO : -ENOSPC;
         return true;
     }
-    consume(request, ret);
+    consume_bytes(request, ret);
     return request->length == 0;
 }
+
+/* --- Blocking calls --- */
 
 static ssize_t ioctl_on_range(const struct request *request, unsigned long command)
 {
@@ -62,7 +69,7 @@ static ssize_t ioctl_on_range(const struct request *request, unsigned long comma
     return ioctl(request->fd, command, range);
 }
 
-/* One try.  Returns a byte count or -errno. */
+/* Makes one blocking call.  Returns a byte count or -errno. */
 static ssize_t perform_once(struct request *r)
 {
     ssize_t n = -1;
@@ -76,7 +83,9 @@ static ssize_t perform_once(struct request *r)
             n = pwritev2(r->fd, r->iov, r->iovcnt, r->offset, RWF_DSYNC);
         else
             n = pwritev(r->fd, r->iov, r->iovcnt, r->offset);
-        /* A kernel or a seccomp filter without pwritev2(2). */
+        /* A kernel or a seccomp filter without pwritev2(2) says ENOSYS: RWF_DSYNC is not to be had,
+         * so the layer above is told what it is told for a file without RWF_DSYNC.
+         */
         if (n < 0 && errno == ENOSYS)
             errno = EOPNOTSUPP;
         break;
@@ -154,6 +163,8 @@ int request_run_on_pool(struct request *request)
     return request->result = pool_run(request->pool, &request->task);
 }
 
+/* --- The end --- */
+
 void request_finish(struct request *request, int result)
 {
     request->result = result;
@@ -167,7 +178,9 @@ void request_give_back(struct request *request)
 {
     request->given_back = true;
     if (request->waiter) {
-        /* Its caller waits and can do it: by pool_run, which never fails for lack of threads. */
+        /* The caller of backend_run waits, so it may block in pool_run.  pool_run does not fail
+         * when no thread can be created; pool_submit does.
+         */
         waiter_wake(request->waiter);
         return;
     }

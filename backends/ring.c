@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The way of a request through a ring, whichever kernel interface is behind it.  See ring.h.
+/* A request's way through a ring, the same for io_uring and libaio: inbox, queue, kernel,
+ * completion.
  *
- * ring_submit runs on any thread and only pushes to a list and schedules the bottom half; everything else runs on the loop
- * thread, so that the ring itself needs no lock, and what came in meanwhile goes out as one batch.
- * Nothing here blocks; ring_stop polls the loop.
+ * ring_submit runs on the submitter's thread: it pushes the request to the inbox and schedules the
+ * bottom half.  pump, reap_and_pump and ring_completed run on the loop thread.  So the kernel's
+ * ring needs no lock, and requests that arrive while the loop thread is busy go to the kernel in
+ * one batch.
+ *
+ * Nothing here blocks the loop thread; ring_stop polls the loop.  Nothing here fails a request
+ * because the ring is full or broken: the request waits, or the pool carries it.
  */
 #include "backends/ring.h"
 
@@ -14,7 +19,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Fills in the oldest requests that wait, as many as there is room for in the ring and in a batch.  Returns their number. */
+/* Stores the oldest waiting requests in `batch`, as many as the ring has room for, at most
+ * RING_BATCH.  They stay in the queue.  Returns their number.
+ */
 static unsigned next_batch(const struct ring *ring, struct request *batch[RING_BATCH])
 {
     unsigned room = ring->backend.config.queue_depth - ring->in_flight;
@@ -26,14 +33,17 @@ static unsigned next_batch(const struct ring *ring, struct request *batch[RING_B
     return n;
 }
 
+/* Whether the kernel may accept the same request later. */
 static bool is_for_lack_of_room(int error)
 {
     return error == -EAGAIN || error == -EBUSY || error == -ENOMEM || error == -EINTR;
 }
 
-/* Hands over what waits, as far as there is room.  When the kernel has no room although some is left by our count, the next
- * completion tries again; when nothing is in flight, or the refusal is final, the pool carries the request, so
- * that there is always progress.
+/* Hands the waiting requests to the kernel while the ring has room.  The kernel may refuse a
+ * request for lack of room although in_flight is below queue_depth.  The next completion then calls
+ * pump again.  If nothing is in flight, no completion will come, and if the kernel refused for
+ * another reason, a second try is refused too; in both cases the pool carries the request.  So
+ * every request makes progress.
  */
 static void pump(struct ring *ring)
 {
@@ -63,7 +73,9 @@ static void pump_bh(void *opaque)
     pump(opaque);
 }
 
-/* The eventfd fired. */
+/* The watch of the eventfd.  EAGAIN: a nested poll of the loop, from inside a `done`, has read it
+ * before.
+ */
 static void reap_and_pump(void *opaque)
 {
     struct ring *ring = opaque;
@@ -79,7 +91,9 @@ void ring_completed(struct ring *ring, struct request *request, int64_t result)
 {
     ring->in_flight--;
     if (result == -EAGAIN || result == -ECANCELED) {
-        /* Not the disk's answer but the ring's (O_NONBLOCK descriptors, a dying io-wq): a blocking call knows better. */
+        /* These errors come from the ring and not from the disk: an O_NONBLOCK descriptor, or an
+         * io-wq worker of the kernel that exits.  A blocking call gives the disk's own answer.
+         */
         ring->refusal = (int)result;
         request_give_back(request);
     } else if (request_advance(request, result)) {
@@ -149,7 +163,7 @@ int ring_prove(struct ring *ring)
     if (r == 0)
         r = backend_run(&ring->backend, &request);
     if (r == 0 && request.given_back)
-        r = ring->refusal; /* it was given back, and the pool did it */
+        r = ring->refusal; /* the pool carried the read, so the ring does not work */
     if (r == 0 && memcmp(got, written, sizeof written) != 0)
         r = -EIO;
     close(request.fd);

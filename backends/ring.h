@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What io_uring and libaio have in common: requests come from any thread, and one thread, the loop's, hands
- * them to the kernel in batches and reaps them in batches when the kernel's eventfd fires.
+/* What io_uring.c and libaio.c share: any thread submits requests, and one thread, the loop's,
+ * hands them to the kernel in batches, and reaps completions in batches when the kernel's eventfd
+ * becomes readable.
  *
- * A full ring makes requests wait here, in order; what the kernel refuses goes to the pool.  So no request fails because of
- * the ring.
+ * Requests that find the ring full wait in a queue, in order of submission.  A request that the
+ * kernel refuses goes to the pool.  So no request fails because of the ring.
+ *
+ * ring_submit runs on any thread.  Every other function runs on the thread that its declaration
+ * names.  ring.c never calls the kernel's ring interface; the functions of struct ring_ops do.
  */
 #ifndef AIODISK_BACKENDS_RING_H
 #define AIODISK_BACKENDS_RING_H
@@ -12,63 +16,76 @@
 
 struct ring;
 
-/* Requests handed over in one call.  The kernel lets the device begin only when the call has all of them ready, so larger batches
- * save calls and waste the device's time: 64 reached 0.8 of fio with 16 in flight, 4 reaches 0.95 (bench-backend).
+/* Most requests in one call of ring_ops.push.  The kernel passes the requests of a call to the
+ * device only after it has prepared all of them, so a larger batch saves system calls but leaves
+ * the device idle for longer: with 16 requests in flight, batches of 64 reached 0.8 of fio's rate,
+ * batches of 4 reach 0.95 (tests/bench/backend.py).
  */
 #define RING_BATCH 4u
 
+/* What one kernel interface does.  Both functions run on the loop thread and must not block. */
 struct ring_ops {
-    /* Offers the kernel the `count` requests in `batch`, 1-RING_BATCH of them.  Returns how many of them, from the first
-     * on, the kernel has now, or -errno when it refused even the first.  Of the others the kernel knows nothing.
-     * Loop thread; must not block.
+    /* Offers the kernel the `count` requests in `batch`, 1-RING_BATCH of them.  Returns how many
+     * the kernel accepted, counted from the first one, or -errno when it refused the first one.
+     * When push returns, the kernel holds nothing of the requests that it did not accept.
      */
     int (*push)(struct ring *ring, struct request *const *batch, unsigned count);
 
-    /* Calls ring_completed for each request that the kernel has finished.  Loop thread; must not block. */
+    /* Calls ring_completed once for each request that the kernel has completed. */
     void (*reap)(struct ring *ring);
 };
 
 struct ring {
+    /* Set once by ring_init, read by any thread. */
     struct backend backend;
-
-    /* Set once by ring_start. */
     const struct ring_ops *ops;
-    int event_fd; /* the kernel writes it when there is something to reap */
-    struct bh *bh;
-    struct loop_watch *watch;
+    int event_fd;  /* the kernel writes to it when there is a completion to reap */
+    struct bh *bh; /* runs `pump` after a submission */
 
     /* Any thread. */
-    struct stack inbox; /* submitted, and not seen by the loop thread yet */
+    struct stack inbox; /* requests that were submitted and that the loop thread has not drained */
 
     /* Loop thread only. */
-    struct queue waiting; /* oldest first */
-    unsigned in_flight;   /* the kernel has them; at most config.queue_depth */
-    int start_result; /* how starting on the loop thread went; the opening thread reads it after loop_call */
-    int refusal; /* -errno with which the kernel refused the last request given back */
+    struct loop_watch *watch; /* of event_fd, from ring_start until ring_stop */
+    struct queue waiting;     /* requests that the kernel does not hold, oldest first */
+    unsigned in_flight;       /* requests that the kernel holds; at most config.queue_depth */
+
+    /* Written by the loop thread; the opening thread reads these after loop_call or after the end
+     * of the only request (ring_prove).
+     */
+    int start_result; /* 0, or -errno of the part of `open` that runs on the loop thread */
+    int refusal;      /* -errno for which the last request was given back */
 };
 
-/* Before the kernel's side is set up: makes the eventfd.  Returns 0 or -errno.  Any thread. */
+/* Makes the eventfd and the bottom half, before the kernel's ring is made.  Returns 0; or -EMFILE,
+ * -ENFILE or -ENOMEM, with nothing left behind.  Any thread; does not block.
+ */
 int ring_init(struct ring *ring, const struct backend_ops *backend_ops, const struct ring_ops *ops,
               const struct backend_config *config);
 
-/* Begins to watch the eventfd; from here on requests are carried.  Returns 0 or -errno.  Loop thread. */
+/* Watches the eventfd.  From here on the ring carries requests.  Returns 0, -ENOMEM or -errno of
+ * epoll_ctl(2).  Loop thread.
+ */
 int ring_start(struct ring *ring);
 
-/* Waits until nothing waits and nothing is in flight, and stops watching.  Loop thread: polls the loop. */
+/* Polls the loop until no request waits or is in flight, then deletes the watch.  Loop thread. */
 void ring_stop(struct ring *ring);
 
-/* Undoes ring_init.  Any thread. */
+/* Undoes ring_init.  Any thread; the ring is not started, or stopped. */
 void ring_destroy(struct ring *ring);
 
-/* Reads a few bytes from a file of its own through the ring.  Returns 0, or -errno, also when the pool had to carry the
- * read.  Before any other request; not on the loop thread.
+/* Reads a few bytes from a file of its own through the started ring.  Returns 0, or -errno; also
+ * when the read succeeded only because the pool carried it.  Called before the first other request.
+ * Blocks.  Any thread but the loop's.
  */
 int ring_prove(struct ring *ring);
 
-/* backend_ops.submit for both. */
+/* backend_ops.submit of both rings.  Returns 0. */
 int ring_submit(struct backend *backend, struct request *request);
 
-/* `result`: a byte count or -errno, as the kernel gave it.  Loop thread, from ring_ops.reap. */
+/* Takes a completion from the kernel: `result` is a byte count or -errno.  Called by ring_ops.reap.
+ * Ends the request, gives it back to the pool, or queues what is left of it.  Loop thread.
+ */
 void ring_completed(struct ring *ring, struct request *request, int64_t result);
 
 #endif

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The backend that is always there: blocking calls, on the worker pool.
+/* The threads backend: blocking calls on the worker pool.  It works on every machine.
  *
- * threads_run runs on the submitter's thread, which may become the worker for its own request (pool_run); the
- * calls themselves are in request_perform.  Never waits for another request.
+ * threads_run runs on the submitter's thread.  pool_run may let that thread run its own request; if
+ * it does not, a worker runs the request.  request_perform (request.c) makes the calls.
+ * threads_submit runs on any thread and only queues.  Nothing here runs on the loop thread, apart
+ * from threads_submit called inside a `done`, and nothing here waits for another request.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,7 +23,7 @@ static int threads_open(const struct backend_config *config, struct backend **ba
     return 0;
 }
 
-/* What is in flight is the pool's, and pool_free waits for it. */
+/* The pool carries every request in flight, and pool_free waits for them. */
 static void threads_close(struct backend *backend)
 {
     free(backend);
@@ -32,8 +34,10 @@ static int threads_submit(struct backend *backend, struct request *request)
     return request_submit_to_pool(request);
 }
 
-/* Takes what the page cache has, without entering the pool: the look costs 0.25 us, and such a read holds nobody up.
- * What is not there (EAGAIN), or cannot be asked for (EOPNOTSUPP), or fails, is read in the pool.
+/* Reads what the page cache holds, without entering the pool: the attempt costs 0.25 us, and such a
+ * read delays no other request.  Returns true when the whole request is done.  The pool reads the
+ * rest when the data are not in the cache (EAGAIN), or only in part, and when RWF_NOWAIT is not
+ * supported (EOPNOTSUPP) or the read fails.
  */
 static bool read_cached(struct request *request)
 {
