@@ -41,8 +41,6 @@ const char *backend_name(size_t i)
 int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
                  char *why, size_t why_size)
 {
-    if (strcmp(name, "auto") == 0)
-        name = backend_name(0);
     for (size_t i = 0; i < BACKENDS; i++) {
         if (strcmp(table[i]->name, name) != 0)
             continue;

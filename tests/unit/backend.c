@@ -1,140 +1,34 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One suite over every backend: the same cases, with the names from backend.c's table, so a new backend gets them by being there.
+/* One suite that runs over every backend.  The names come from backend_name, so a new backend is
+ * tested without a change here.
  *
- * Data are checked against a model while many requests overlap; the kernel's side is disturbed where it meets ours:
- * short transfers, -EINTR, -EAGAIN, partial submissions, a ring that cannot be made.
+ * Many threads read and write at once, and the test compares the data with a model, while the
+ * wrapped functions of backend-faults.h disturb what the kernel returns.
  */
 #include <dirent.h>
 #include <fcntl.h>
-#include <libaio.h>
-#include <liburing.h>
 #include <signal.h>
 #include <sys/resource.h>
 
 #include "backends/backend.h"
-#include "backends/ring.h"
 #include "tests/lib/pool-test.h"
+#include "tests/unit/backend-faults.h"
 
-#define BLOCK 4096u
 #define FILE_SIZE (8u << 20)
-
-/* --- Disturbances: each test sets what it wants, set_up clears it --- */
-
-static struct {
-    _Atomic unsigned submit_every;         /* every so manieth submission is disturbed; 0: none */
-    _Atomic int submit_error;              /* what it returns; 0: takes only a part of the batch */
-    _Atomic unsigned result_every;         /* as above, for completions */
-    _Atomic int result_error;              /* what it becomes; 0: a short transfer */
-    _Atomic int setup_error;               /* what making a ring returns; 0: works */
-    _Atomic unsigned submissions, results; /* how many there were */
-} faults;
-
-static bool disturbed(_Atomic unsigned *count, unsigned every)
-{
-    return atomic_fetch_add(count, 1) % (every ? every : 1) == every - 1;
-}
-
-static bool submit_disturbed(void)
-{
-    return disturbed(&faults.submissions, atomic_load(&faults.submit_every));
-}
-
-/* An error of the kernel's instead of what it did (which is done again), or less than it did. */
-static int64_t disturb_result(int64_t result)
-{
-    if (result < 0 || !disturbed(&faults.results, atomic_load(&faults.result_every)))
-        return result;
-    if (atomic_load(&faults.result_error))
-        return atomic_load(&faults.result_error);
-    return result > (int64_t)BLOCK ? result / 2 / BLOCK * BLOCK : result;
-}
-
-/* From a blocking call other errors than EINTR are the disk's own answer. */
-static ssize_t disturb_call(ssize_t n)
-{
-    int64_t result = disturb_result(n);
-    if (result >= 0)
-        return result;
-    if (n >= 0 && result != -EINTR)
-        return n;
-    if (n >= 0)
-        errno = EINTR;
-    return -1;
-}
-
-ssize_t __real_preadv64(int fd, const struct iovec *iov, int count, off_t offset);
-ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int count, off_t offset);
-ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int count, off_t offset)
-{
-    return disturb_call(__real_preadv64(fd, iov, count, offset));
-}
-
-ssize_t __real_pwritev64(int fd, const struct iovec *iov, int count, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int count, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int count, off_t offset)
-{
-    return disturb_call(__real_pwritev64(fd, iov, count, offset));
-}
-
-void __real_ring_completed(struct ring *ring, struct request *request, int64_t result);
-void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result);
-void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result)
-{
-    __real_ring_completed(ring, request, disturb_result(result));
-}
-
-int __real_io_submit(io_context_t context, long count, struct iocb **iocbs);
-int __wrap_io_submit(io_context_t context, long count, struct iocb **iocbs);
-int __wrap_io_submit(io_context_t context, long count, struct iocb **iocbs)
-{
-    if (submit_disturbed()) {
-        if (atomic_load(&faults.submit_error))
-            return atomic_load(&faults.submit_error);
-        count = count > 1 ? count / 2 : count;
-    }
-    return __real_io_submit(context, count, iocbs);
-}
-
-int __real_io_uring_submit(struct io_uring *ring);
-int __wrap_io_uring_submit(struct io_uring *ring);
-int __wrap_io_uring_submit(struct io_uring *ring)
-{
-    if (submit_disturbed() && atomic_load(&faults.submit_error))
-        return atomic_load(&faults.submit_error);
-    return __real_io_uring_submit(ring);
-}
-
-int __real_io_setup(int depth, io_context_t *context);
-int __wrap_io_setup(int depth, io_context_t *context);
-int __wrap_io_setup(int depth, io_context_t *context)
-{
-    int error = atomic_load(&faults.setup_error);
-    return error ? error : __real_io_setup(depth, context);
-}
-
-int __real_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
-                                      struct io_uring_params *params);
-int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
-                                      struct io_uring_params *params);
-int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
-                                      struct io_uring_params *params)
-{
-    int error = atomic_load(&faults.setup_error);
-    return error ? error : __real_io_uring_queue_init_params(depth, ring, params);
-}
 
 /* --- A backend with its loop and pool, and a file --- */
 
+/* Set by open_backend.  Each writer owns its part of `model`. */
 struct bench {
     struct loop *loop;
     struct pool *pool;
     struct backend *backend;
     int fd;
-    unsigned flags; /* of its reads and writes */
-    unsigned char *model;
+    unsigned flags;       /* of each read and write: REQUEST_PAGE_CACHE or 0 */
+    unsigned char *model; /* what the file must contain */
 };
 
-static const char *name; /* of the backend under test */
+static const char *name; /* the backend under test */
 
 static void open_backend(struct bench *b, unsigned queue_depth, bool direct)
 {
@@ -185,7 +79,9 @@ static unsigned char *blocks_new(unsigned count)
 static int transfer(struct bench *b, enum request_op op, unsigned flags, void *data,
                     uint64_t length, uint64_t offset)
 {
-    /* In three pieces, where it is long enough: the continuation has to find its place in them. */
+    /* Three pieces if the transfer is long enough, so that request_advance must find its place in
+     * iov.
+     */
     uint64_t piece = length / 3 / BLOCK * BLOCK;
     struct iovec iov[3] = {{data, piece},
                            {(char *)data + piece, piece},
@@ -209,7 +105,7 @@ static int simple(struct bench *b, enum request_op op, int mode, uint64_t offset
     return backend_run(b->backend, &request);
 }
 
-/* --- Data against the model, from many threads at once: each has a part of the file of its own --- */
+/* --- Data against the model: many threads at once, each in its own part of the file --- */
 
 #define WRITERS 16u
 #define PART (FILE_SIZE / WRITERS)
@@ -278,6 +174,7 @@ static void check_data(struct bench *b, unsigned operations)
     free(data);
 }
 
+/* Data are right through the page cache and with O_DIRECT. */
 static void data_are_right(void **state)
 {
     struct bench b;
@@ -289,6 +186,7 @@ static void data_are_right(void **state)
     }
 }
 
+/* Rings of 1-4 entries and 16 writers: requests wait for room, and none fails. */
 static void a_full_ring_fails_nothing(void **state)
 {
     struct bench b;
@@ -300,7 +198,7 @@ static void a_full_ring_fails_nothing(void **state)
     }
 }
 
-/* Each kind of disturbance, at several rates: nobody notices. */
+/* Each pair of disturbances, at several rates, changes neither data nor results. */
 static void faults_are_invisible(void **state)
 {
     static const int errors[] = {0, -EINTR, -EAGAIN, -ECANCELED};
@@ -322,6 +220,9 @@ static void faults_are_invisible(void **state)
         }
 }
 
+/* The kernel refuses every submission, for lack of room or for good: the pool carries every
+ * request.
+ */
 static void submission_always_refused(void **state)
 {
     static const int submit_errors[] = {-EAGAIN, -EPERM};
@@ -341,14 +242,14 @@ static void submission_always_refused(void **state)
 struct async {
     struct request request;
     struct iovec iov;
-    _Atomic unsigned done;
+    _Atomic unsigned done; /* calls of `done` */
     struct bench *b;
-    struct async *next; /* submitted from inside done, or NULL */
+    struct async *next; /* submitted from inside `done`, or NULL */
 };
 
 static void count_done(struct request *request)
 {
-    struct async *a = (struct async *)request;
+    struct async *a = container_of(request, struct async, request);
     if (a->next)
         CHECK(backend_submit(a->b->backend, &a->next->request) == 0);
     atomic_fetch_add(&a->done, 1);
@@ -370,8 +271,9 @@ static void async_init(struct async *a, struct bench *b, enum request_op op, voi
                                   .done = count_done};
 }
 
-/* Closed while they are in flight, also those submitted from inside a callback: each is done exactly once, before close
- * returns, and nothing touches it afterwards (its memory is freed at once).
+/* backend_close runs while requests are in flight, some of them submitted from inside a `done`.
+ * Each `done` is called exactly once and before backend_close returns.  Nothing touches a request
+ * afterwards: the test frees the memory at once.
  */
 static void close_waits_for_what_is_in_flight(void **state)
 {
@@ -380,7 +282,10 @@ static void close_waits_for_what_is_in_flight(void **state)
         struct bench b;
         struct async *all = calloc(64, sizeof *all);
         unsigned char *data = blocks_new(64);
-        open_backend(&b, 16, true); /* what is not direct libaio leaves to the pool */
+        /* O_DIRECT, because libaio leaves the page cache to the pool, and backend_close does not
+         * wait for what the pool carries.
+         */
+        open_backend(&b, 16, true);
         for (unsigned i = 0; i < 64; i++) {
             async_init(&all[i], &b, round % 2 ? REQUEST_READ : REQUEST_WRITE, data + i * BLOCK,
                        i * BLOCK);
@@ -389,7 +294,9 @@ static void close_waits_for_what_is_in_flight(void **state)
         }
         for (unsigned i = 0; i < 32; i++)
             CHECK(backend_submit(b.backend, &all[i].request) == 0);
-        /* With threads nothing is the backend's: the pool has them, and refuses more once it is being freed. */
+        /* With threads the pool carries all of them, and refuses the second half once pool_free
+         * began.
+         */
         for (unsigned i = 32; i < 64 && strcmp(name, "threads") == 0; i++)
             WAIT_UNTIL(atomic_load(&all[i].done) == 1);
         close_backend(&b);
@@ -402,6 +309,9 @@ static void close_waits_for_what_is_in_flight(void **state)
 
 /* --- Errors --- */
 
+/* The kernel's errors reach the submitter: past the end, file size limit, bad descriptor, unknown
+ * ioctl.
+ */
 static void errors_arrive(void **state)
 {
     struct bench b;
@@ -424,7 +334,7 @@ static void errors_arrive(void **state)
         CHECK(transfer(&b, REQUEST_READ, 0, data, BLOCK, 0) == -EBADF);
         CHECK(simple(&b, REQUEST_FDATASYNC, 0, 0, 0) == -EBADF);
         b.fd = good;
-        CHECK(simple(&b, REQUEST_DISCARD, 0, 0, BLOCK) == -ENOTTY); /* a file is no block device */
+        CHECK(simple(&b, REQUEST_DISCARD, 0, 0, BLOCK) == -ENOTTY); /* fd is a regular file */
         free(data);
         close_backend(&b);
     }
@@ -441,7 +351,9 @@ static unsigned descriptors(void)
     return count;
 }
 
-/* A named backend that cannot be made is an error that says so; auto goes on; neither leaves anything behind. */
+/* backend_open returns the error of making the ring, says so in `why`, and leaves no descriptor
+ * behind.  The default backend opens where the ring does not.
+ */
 static void a_ring_that_cannot_be_made(void **state)
 {
     static const int errors[] = {-EPERM, -ENOSYS, -ENOMEM, -EMFILE, -EAGAIN, -EINVAL};
@@ -449,7 +361,7 @@ static void a_ring_that_cannot_be_made(void **state)
     char why[256];
     name = *state;
     if (strcmp(name, "threads") == 0)
-        return; /* has nothing to make */
+        return; /* makes no ring */
     open_backend(&b, 16, true);
     unsigned before = descriptors();
     for (unsigned i = 0; i < 6; i++) {
@@ -458,13 +370,14 @@ static void a_ring_that_cannot_be_made(void **state)
         atomic_store(&faults.setup_error, errors[i]);
         CHECK(backend_open(name, &config, &other, why, sizeof why) == errors[i]);
         CHECK(strstr(why, name) && strstr(why, strerror(-errors[i])) && !other);
-        CHECK(backend_open("auto", &config, &other, why, sizeof why) == 0);
+        CHECK(backend_open(backend_name(0), &config, &other, why, sizeof why) == 0);
         backend_close(other);
         CHECK(descriptors() == before);
     }
     close_backend(&b);
 }
 
+/* A name that is not in the table is -EINVAL; "auto" is no backend's name. */
 static void unknown_names(void **state)
 {
     struct bench b;
@@ -473,8 +386,10 @@ static void unknown_names(void **state)
     (void)state;
     name = "threads";
     open_backend(&b, 16, true);
-    CHECK(backend_open("rings", &b.backend->config, &other, why, sizeof why) == -EINVAL &&
+    const struct backend_config *config = &b.backend->config;
+    CHECK(backend_open("rings", config, &other, why, sizeof why) == -EINVAL &&
           strstr(why, "rings"));
+    CHECK(backend_open("auto", config, &other, why, sizeof why) == -EINVAL && strstr(why, "auto"));
     close_backend(&b);
 }
 
