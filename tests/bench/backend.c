@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Random 4 KiB O_DIRECT requests through one backend, without nbdkit; prints how many a second.  tests/bench/backend.py runs it
- * beside fio's own engines.
+/* Measures one backend without nbdkit: random 4 KiB O_DIRECT requests.  Prints requests per second.
+ * tests/bench/backend.py runs this program beside fio's own engines.
  *
  *   bench-backend BACKEND read|write DEPTH FILE MILLISECONDS
  *
- * With a ring DEPTH requests are kept in flight by their completions, as fio does; with threads, DEPTH callers
- * wait for one request each, as nbdkit's threads do.
+ * With a ring, `done` on the loop thread submits the next request, so DEPTH requests stay in
+ * flight, as in fio.  With threads, DEPTH threads call backend_run for one request at a time, as
+ * nbdkit's threads do.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -25,23 +26,28 @@
 #define MAX_DEPTH 1024u
 
 static struct {
-    /* Set once. */
+    /* Set once by main, read by any thread. */
     struct backend *backend;
     int fd;
     enum request_op op;
-    uint64_t blocks, end_ns;
-    sem_t finished;
+    uint64_t blocks; /* in the file */
+    uint64_t end_ns; /* CLOCK_MONOTONIC: no request starts later */
+    sem_t finished;  /* posted once, when the last request of a ring has ended */
 
+    /* Any thread. */
     _Atomic uint64_t completed;
     _Atomic unsigned in_flight;
 } bench;
 
+/* One of the DEPTH requests.  Owned by the thread that waits for it, or with a ring by the loop
+ * thread.
+ */
 struct slot {
-    struct request request; /* first */
+    struct request request;
     struct iovec iov;
-    void *data;
-    uint64_t random;
-    pthread_t thread;
+    void *data;       /* BLOCK bytes */
+    uint64_t random;  /* state of the generator of offsets */
+    pthread_t thread; /* with threads only */
 };
 
 static uint64_t now_ns(void)
@@ -87,7 +93,7 @@ static void done(struct request *request)
         die("a request", -request->result);
     atomic_fetch_add(&bench.completed, 1);
     if (now_ns() < bench.end_ns)
-        submit((struct slot *)request);
+        submit(container_of(request, struct slot, request));
     else if (atomic_fetch_sub(&bench.in_flight, 1) == 1)
         sem_post(&bench.finished);
 }
