@@ -1,11 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# nbdcopy in and out gives the same bytes, and qemu-img agrees.  copy.sh file|loop PARAMETERS...
+# nbdcopy into the image and out of it gives the same bytes, and qemu-img reads the same bytes.
+#
+# copy.sh file|loop PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift
 
-# Data, holes and zeros, and for files a size that is no multiple of anything.
+# The source has data, holes and zeros.  For files its size is no multiple of a sector.
 size=$((48 << 20))
 [ "$kind" = loop ] || size=$((size + 1234))
 dd if=/dev/urandom of="$dir/source" bs=1M count=20 status=none
@@ -19,17 +21,18 @@ start server "$target" "$@"
 say "nbdcopy in, flush, out"
 nbdcopy --flush "$dir/source" "$uri"
 nbdcopy "$uri" "$dir/copy"
-[ "$(checksum "$dir/copy")" = "$(checksum "$dir/source")" ] || fail "nbdcopy out differs from what was copied in"
+[ "$(checksum "$dir/copy")" = "$(checksum "$dir/source")" ] ||
+    fail "the copy differs from the source"
 say "qemu-img compare"
 qemu-img compare -f raw -F raw "$dir/source" "$uri"
 say "qemu-img convert out"
 qemu-img convert -f raw -O raw "$uri" "$dir/converted"
 # qemu-img rounds sizes up to 512 bytes.
-cmp -n $size "$dir/converted" "$dir/source" || fail "qemu-img convert out differs"
+cmp -n $size "$dir/converted" "$dir/source" || fail "the converted image differs from the source"
 say "qemu-img convert in"
 if [ "$kind" = loop ]; then
     dd if=/dev/urandom of="$dir/source" bs=1M count=3 seek=7 conv=notrunc status=none
     qemu-img convert -n -f raw -O raw "$dir/source" "$uri"
 fi
 stop
-cmp "$dir/source" "$target" || fail "the image itself differs"
+cmp "$dir/source" "$target" || fail "the image itself differs from the source"

@@ -14,12 +14,14 @@ import time
 
 import nbd
 
+from servers import wait_until
+
 socket, pid, log, directory = sys.argv[1:5]
-AT_ONCE = 5  # seconds: whatever takes longer hangs, on a busy machine too
+AT_ONCE = 5  # seconds: an operation that takes longer hangs, even on a busy machine
 MANY = 100
 
 
-def said():
+def read_log():
     with open(log, errors="replace") as f:
         return f.read()
 
@@ -42,7 +44,7 @@ def listed():
 
 
 def expected():
-    """What is to be served of the directory: name -> what it is."""
+    """Returns the expected exports of the directory: name -> description."""
     found = {}
     for name in os.listdir(directory):
         if name.startswith("link-"):
@@ -56,8 +58,8 @@ def expected():
 
 
 def is_refused(name, why):
-    """At once, with one line that says why."""
-    before, start = said().count("error: "), time.monotonic()
+    """The server refuses the name within AT_ONCE, and logs one line with the reason."""
+    before, start = read_log().count("error: "), time.monotonic()
     try:
         connect(name)
         sys.exit(f"'{name}' is served")
@@ -65,19 +67,12 @@ def is_refused(name, why):
         pass
     took = time.monotonic() - start
     assert took < AT_ONCE, f"'{name}' was refused after {took:.1f} s"
-    lines = [line for line in said().splitlines() if "error: " in line][before:]
+    lines = [line for line in read_log().splitlines() if "error: " in line][before:]
     assert len(lines) == 1 and why in lines[0], f"'{name}': expected one line with '{why}': {lines}"
 
 
-def wait_for(condition, what):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "waited in vain for " + what
-        time.sleep(0.005)
-
-
 def descriptors_of(path):
-    """How many descriptors the server has on the file."""
+    """Returns how many descriptors the server has open on the file."""
     st, count = os.stat(path), 0
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
@@ -99,14 +94,14 @@ def check_list():
         else:
             assert h.get_size() == 5 << 20, name
         if h.get_size() > 0:
-            # Each is itself and no other.
+            # Each export is the file of its own name.
             h.pwrite(name.encode()[:100], 100)
             h.flush()
             with open(path, "rb") as f:
                 f.seek(100)
                 assert f.read(len(name.encode()[:100])) == name.encode()[:100], name
         h.shutdown()
-    # A link that stays inside is served when it is asked for by name, or refused; either way it is not another file.
+    # A link to a file in the directory is not listed, but is served when a client names it.
     h = connect("link")
     assert h.pread(5, 100) == b"plain"
     h.shutdown()
@@ -115,15 +110,18 @@ def check_list():
 
 def check_refusals():
     outside = "only what lies in the directory itself"
+    for name in ("../exports.other/secret", "../exports/plain", "folder/inner", "./plain",
+                 "/etc/passwd", "/" + directory + "/plain", "..", ".", "/", "plain/"):
+        is_refused(name, outside)
     for name, why in {
-            "../exports.other/secret": outside, "../exports/plain": outside, "folder/inner": outside, "./plain": outside,
-            "/etc/passwd": outside, "/" + directory + "/plain": outside, "..": outside, ".": outside, "/": outside,
-            "plain/": outside, "": "named no export", "missing": "No such file", "n" * 256: "too long",
+            "": "named no export", "missing": "No such file", "n" * 256: "too long",
             "link-out": "leads out", "link-absolute": "leads out", "link-winding": "leads out",
-            "link-dangling": "No such file", "link-loop": "symbolic links", "link-fifo": "is a FIFO", "link-magic": "",
-            "fifo": "is a FIFO", "socket": "is a socket", "null": "is a character device", "folder": "is a directory"}.items():
+            "link-dangling": "No such file", "link-loop": "symbolic links",
+            "link-fifo": "is a FIFO", "link-magic": "", "fifo": "is a FIFO",
+            "socket": "is a socket", "null": "is a character device",
+            "folder": "is a directory"}.items():
         is_refused(name, why)
-    print("what is no export is refused")
+    print("every name that is no export is refused")
 
 
 def check_coming_and_going():
@@ -138,8 +136,8 @@ def check_coming_and_going():
     is_refused("comes", "No such file")
     first.pwrite(b"2" * 100, 0)
     first.flush()
-    assert first.pread(4096, 0) == b"2" * 100 + b"1" * 3996, "a removed file is still its client's"
-    # Another file by the same name is another disk, while the first lives on.
+    assert first.pread(4096, 0) == b"2" * 100 + b"1" * 3996, "the client lost its removed file"
+    # A new file of the same name is another disk; the first client keeps the old file.
     with open(path, "wb") as f:
         f.write(b"3" * 512)
     second = connect("comes")
@@ -147,25 +145,25 @@ def check_coming_and_going():
     second.pwrite(b"4" * 512, 0)
     assert first.pread(512, 0) == b"2" * 100 + b"1" * 412
     first.shutdown()
-    # And one that is put in its place.
+    # A file that is renamed over the old one is another disk.
     with open(path + ".new", "wb") as f:
         f.write(b"5" * 1024)
     os.rename(path + ".new", path)
     third = connect("comes")
     assert third.pread(1024, 0) == b"5" * 1024 and second.pread(512, 0) == b"4" * 512
-    # It grows: who comes now sees it.
+    # The file grows: a new client sees the new size.
     os.truncate(path, 2048)
     fourth = connect("comes")
     assert fourth.get_size() == 2048
     for h in (second, third, fourth):
         h.shutdown()
-    wait_for(lambda: descriptors_of(path) == 0, "the image to be closed after its last client")
+    wait_until(lambda: descriptors_of(path) == 0, "the image to be closed after its last client")
     os.unlink(path)
-    print("files come and go")
+    print("files appear and disappear")
 
 
 def check_restless():
-    """Names appear, change and vanish all the time, while others list and connect: each gets one or the other, no hang."""
+    """Names appear, change type and disappear while clients list and connect; no client hangs."""
     stop, errors = threading.Event(), []
 
     def change(number):
@@ -183,14 +181,14 @@ def check_restless():
         try:
             end = time.monotonic() + AT_ONCE * 4
             while served < 20:
-                assert time.monotonic() < end, f"restless {number}: {served} times served"
+                assert time.monotonic() < end, f"restless {number}: served {served} times only"
                 listed()
                 try:
                     h = connect(f"restless {number}")
                 except nbd.Error as error:
-                    assert error.errnum == errno.ENOENT, error  # what NBD says to whatever is not served
+                    assert error.errnum == errno.ENOENT, error  # NBD's answer for an unknown name
                     continue
-                # Made a moment ago, so it may have no size yet.
+                # The size is 0 between the creation of the file and its truncate.
                 assert h.get_size() in (0, 8192), h.get_size()
                 if h.get_size():
                     assert h.pread(512, 4096) == bytes(512)
@@ -209,16 +207,16 @@ def check_restless():
     for thread in threads:
         thread.join()
     assert not errors, errors
-    print("a restless directory")
+    print("names change while clients connect")
 
 
 def check_two_names():
-    """first and second are one file: one disk, no lock conflict, and partial blocks of both are not lost."""
+    """Two hard links are one disk: no lock conflict, and no partial write of either is lost."""
     first, second = connect("first"), connect("second")
     path = os.path.join(directory, "first")
     pairs = [(first, b"a"), (second, b"b")]
     results = []
-    # 4 KiB that belong to one name and the other in turn, 100 bytes each.
+    # Each 100 bytes are written through the other name than the 100 bytes before.
     for at in range(0, 100000, 200):
         for i, (h, byte) in enumerate(pairs):
             buf = nbd.Buffer.from_bytearray(bytearray(byte * 100))
@@ -228,8 +226,9 @@ def check_two_names():
             h.poll(1)
     assert not any(results), results
     want = (b"a" * 100 + b"b" * 100) * 500
-    assert first.pread(100000, 0) == want and second.pread(100000, 0) == want, "one name does not see the other's writes"
-    # multi-conn: the flush of one covers the other's writes.
+    assert first.pread(100000, 0) == want and second.pread(100000, 0) == want, \
+        "a read through one name misses writes through the other"
+    # multi-conn: a flush through one name covers the writes through the other.
     assert first.can_multi_conn() and second.can_multi_conn()
     first.flush()
     with open(path, "rb") as f:
@@ -239,33 +238,37 @@ def check_two_names():
     first.shutdown()
     assert second.pread(100, 60000) == b"a" * 100
     second.shutdown()
-    wait_for(lambda: descriptors_of(path) == 0, "the image to be closed after the last client of both names")
-    print("two names, one disk")
+    wait_until(lambda: descriptors_of(path) == 0,
+               "the image to be closed after the last client of both names")
+    print("two names are one disk")
 
 
 def check_many():
     want = {f"export {i}": f"file, {65536 + i} bytes" for i in range(1000)}
-    assert listed() == want, "not the 1,000 that were expected"
+    assert listed() == want, "the list is not the expected 1,000 exports"
     names = list(want)[::1000 // MANY]
     handles, lock = {}, threading.Lock()
 
-    def come(some):
+    def connect_each(some):
         for name in some:
             h = connect(name)
             with lock:
                 handles[name] = h
 
-    threads = [threading.Thread(target=come, args=(names[i::4],), daemon=True) for i in range(4)]
+    threads = [threading.Thread(target=connect_each, args=(names[i::4],), daemon=True)
+               for i in range(4)]
     for thread in threads:
         thread.start()
     end = time.monotonic() + 30
     for thread in threads:
         thread.join(max(0, end - time.monotonic()))
-    assert len(handles) == MANY, f"only {len(handles)} clients of {MANY} were served within 30 s: {said()[-500:]}"
+    assert len(handles) == MANY, \
+        f"only {len(handles)} of {MANY} clients were served within 30 s: {read_log()[-500:]}"
     results = []
     for name, h in handles.items():
         buf = nbd.Buffer.from_bytearray(bytearray(name.encode().ljust(512)))
-        h.aio_pwrite(buf, 60000, lambda error: results.append(error.value) or 1, nbd.CMD_FLAG_FUA)
+        h.aio_pwrite(buf, 60000, lambda error: results.append(error.value) or 1,
+                     nbd.CMD_FLAG_FUA)
     while len(results) < MANY:
         for h in handles.values():
             h.poll(0)
@@ -278,11 +281,12 @@ def check_many():
     assert listed() == want
     for h in handles.values():
         h.shutdown()
-    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) < 40, "the images to be closed after their clients")
+    wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) < 40,
+               "the images to be closed after their clients")
     print(f"{MANY} clients at once")
 
 
-signal.alarm(60)  # ends what hangs after all
+signal.alarm(60)  # ends this client if it hangs
 if sys.argv[5:] == ["many"]:
     check_many()
 else:
@@ -291,4 +295,5 @@ else:
     check_coming_and_going()
     check_restless()
     check_two_names()
-    wait_for(lambda: descriptors_of(os.path.join(directory, "disk")) == 0, "the disk to be closed")
+    wait_until(lambda: descriptors_of(os.path.join(directory, "disk")) == 0,
+               "the disk to be closed")

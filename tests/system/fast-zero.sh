@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# A fast zero that a block device cannot do changes nothing, not even in the page cache: what was written and not yet flushed
-# is read back, and is on the disk after the next flush.  The device: a loop on ramfs, which has no way to punch holes.
+# A fast zero that a block device cannot do changes nothing, not even in the page cache: data that
+# were written and not yet flushed are read back, and are on the disk after the next flush.  The
+# device is a loop device on ramfs, which cannot punch holes.
 . "$(dirname "$0")/../lib/functions.sh"
 need_root "mounts"
 mkdir "$dir/ram"
@@ -23,13 +24,14 @@ h.flush()
 h.pwrite(b"n" * MiB, 0)
 try:
     h.zero(65536, 65536, nbd.CMD_FLAG_FAST_ZERO)
-    sys.exit("this device can zero fast, so the test proves nothing")
+    sys.exit("the device can do a fast zero, so this test proves nothing")
 except nbd.Error as e:
     assert e.errnum == errno.ENOTSUP, e
-assert h.pread(MiB, 0) == b"n" * MiB, "the refused zero took what was written before"
+assert h.pread(MiB, 0) == b"n" * MiB, "the refused zero discarded data that were written before"
 h.flush()
 h.shutdown()
 P
     stop
-    [ "$(dd if="$loop" bs=1M count=1 iflag=direct status=none | tr -d n | wc -c)" = 0 ] || fail "it is not on the disk"
+    [ "$(dd if="$loop" bs=1M count=1 iflag=direct status=none | tr -d n | wc -c)" = 0 ] ||
+        fail "the data are not on the disk after the flush"
 done

@@ -1,6 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Real QEMU's block layer writes patterns at unaligned offsets, zeroes and discards, and reads back what it should.
+# QEMU's block layer writes patterns at unaligned offsets, zeroes and discards, and reads back the
+# expected patterns.
+#
 # qemu-io.sh file|loop PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
@@ -39,8 +41,8 @@ flush
 read -P 0x66 8M 1M
 read -P 0x77 9M 1M
 C
-qemu-io -f raw "$uri" <"$dir/commands" >"$dir/out" 2>&1 || { cat "$dir/out"; fail "qemu-io"; }
-! grep -Ei 'failed|error|invalid' "$dir/out" || fail "qemu-io met an error"
+qemu-io -f raw "$uri" <"$dir/commands" >"$dir/out" 2>&1 || fail_with "$dir/out" "qemu-io failed"
+! grep -Ei 'failed|error|invalid' "$dir/out" || fail "qemu-io reported an error"
 [ "$(grep -cE 'read [0-9]+/' "$dir/out")" = "$(grep -c '^read' "$dir/commands")" ] ||
-    { cat "$dir/out"; fail "not every read was done"; }
+    fail_with "$dir/out" "qemu-io did not do every read"
 stop

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# What the next client gets when the file of that name is another one by now, or the disk may be written again; and nothing of the
-# old one stays open.  A write that a flush overtook is still synced before its image is closed.
+# A new client gets the current file of that name if the file was replaced, and may write if the
+# disk is no longer read-only; the old file does not stay open.  A write that was in flight during
+# another connection's flush is synced before the image is closed.
 . "$(dirname "$0")/../lib/functions.sh"
 readonly_now() { nbdinfo --json "$uri" | jq '.exports[0].is_read_only'; }
 
@@ -13,9 +14,10 @@ before=$(find "/proc/$(cat "$dir/replaced.pid")/fd" | wc -l)
 for i in 1 2 3; do
     truncate -s $((i + 1))M "$dir/new.img"
     mv "$dir/new.img" "$dir/disk.img"
-    [ "$(nbdinfo --size "$uri")" = $(((i + 1) << 20)) ] || fail "the client does not get the new file"
+    [ "$(nbdinfo --size "$uri")" = $(((i + 1) << 20)) ] || fail "the client got the old file"
 done
-find "/proc/$(cat "$dir/replaced.pid")/fd" -lname '*(deleted)' | grep . && fail "replaced files are still open"
+! find "/proc/$(cat "$dir/replaced.pid")/fd" -lname '*(deleted)' | grep . ||
+    fail "replaced files are still open"
 after=$(find "/proc/$(cat "$dir/replaced.pid")/fd" | wc -l)
 [ "$after" -le $((before + 1)) ] || fail "$before descriptors became $after"
 stop
@@ -25,17 +27,19 @@ truncate -s 1M "$dir/backing.img"
 make_loop "$dir/backing.img"
 blockdev --setro "$loop"
 start setrw "$loop"
-[ "$(readonly_now)" = true ] && [ "$(readonly_now)" = true ] || fail "a read-only disk is served read-write"
-[ "$(grep -c 'served read-only' "$log")" = 1 ] || fail "not one line says why"
+[ "$(readonly_now)" = true ] && [ "$(readonly_now)" = true ] ||
+    fail "a read-only disk is served read-write"
+[ "$(grep -c 'served read-only' "$log")" = 1 ] || fail "not exactly one line gives the reason"
 blockdev --setrw "$loop"
-[ "$(readonly_now)" = false ] || fail "it is still read-only"
-qemu-io -f raw -c 'write -P 2 0 4k' "$uri" >"$dir/out" || fail "it cannot be written to"
+[ "$(readonly_now)" = false ] || fail "the export is still read-only"
+qemu-io -f raw -c 'write -P 2 0 4k' "$uri" >"$dir/out" || fail "the export cannot be written to"
 stop
 
 say "dir=: a write that a flush overtook is synced before the image is closed"
 mkdir "$dir/exports"
 truncate -s 1M "$dir/exports/disk"
-nbdkit=(strace -f -qq -o "$dir/trace" -e "trace=pwritev,fdatasync" -e "inject=pwritev:delay_enter=500000" nbdkit)
+nbdkit=(strace -f -qq -o "$dir/trace" -e "trace=pwritev,fdatasync"
+    -e "inject=pwritev:delay_enter=500000" nbdkit)
 start overtaken dir="$dir/exports"
 "$python" - "$dir/overtaken.sock" <<'P'
 import nbd, sys, time
@@ -50,12 +54,12 @@ cookie = first.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"x" * 4096)), 0)
 first.poll(0)
 time.sleep(0.2)
 second.flush()
-assert not first.aio_command_completed(cookie), "the write was not overtaken"
+assert not first.aio_command_completed(cookie), "the write completed before the flush"
 while not first.aio_command_completed(cookie):
     first.poll(-1)
 first.shutdown()
 second.shutdown()
 P
-kill -TERM "$(cat "$dir/overtaken.pid")"
-wait "$pid" || fail "nbdkit ended badly under strace"
-sed -n '/pwritev/,$p' "$dir/trace" | sed '1,/resumed.*= 4096/d' | grep -q 'fdatasync' || { cat "$dir/trace"; fail "not synced"; }
+stop
+sed -n '/pwritev/,$p' "$dir/trace" | sed '1,/resumed.*= 4096/d' | grep -q 'fdatasync' ||
+    fail_with "$dir/trace" "no fdatasync follows the write"

@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Threads that carry requests are SCHED_BATCH ones on O_DIRECT, and where requests meet; ordinary ones for single requests through
-# the page cache, and for writes through it, and again after the others; workers are SCHED_BATCH ones. A policy that the user has
-# chosen stays.
+# The scheduling policy of the threads.  nbdkit's threads have SCHED_BATCH with O_DIRECT, and with
+# the page cache while reads overlap.  They have SCHED_OTHER for single requests and for writes
+# through the page cache, and return to it after a different load.  Workers have SCHED_BATCH.  A
+# policy that the user chose is not changed.
 . "$(dirname "$0")/../lib/functions.sh"
 truncate -s 4M "$dir/disk.img"
 cat >"$dir/use.py" <<'P'
@@ -13,7 +14,10 @@ h = nbd.NBD()
 h.connect_uri(uri)
 
 def policies(name=""):
-    """Of all threads, or of those of that name: field 41 of /proc/PID/stat, counted behind the name in brackets."""
+    """Returns the policies of all threads, or of those of that name: field 41 of /proc/PID/stat.
+
+    The fields are counted from the end of the name, which is in parentheses.
+    """
     stats = [open(path).read() for path in glob.glob(f"/proc/{pid}/task/*/stat")]
     return [int(stat.rpartition(")")[2].split()[38]) for stat in stats if f"({name}" in stat]
 
@@ -32,19 +36,20 @@ def at_once(send, turns=1):
             h.poll(-1)
 
 def until(least, most, step):
-    """So many threads are to be SCHED_BATCH ones."""
+    """Repeats step() until `least` to `most` threads have SCHED_BATCH."""
     for _ in range(200):
         if least <= policies().count(BATCH) <= most:
             return
         step()
-    raise AssertionError(f"not {least} to {most} threads with policy {BATCH}, but {policies()}")
+    raise AssertionError(f"not {least} to {most} threads have policy {BATCH}: {policies()}")
 
 if case == "single":
     one_by_one(1000)
     only(OTHER)
 elif case == "meeting":
     until(12, 16, lambda: at_once(h.aio_pread))
-    # The memory of it is long, and then each of the threads has to have its turn.
+    # The average spans thousands of requests, so 1000 single requests change nothing.  After more
+    # of them each thread changes back at its next request.
     one_by_one(1000)
     until(12, 16, lambda: None)
     until(0, 0, lambda: one_by_one(1000))
@@ -52,7 +57,7 @@ elif case == "writes":
     at_once(h.aio_pwrite, 50)
     only(OTHER)
     until(12, 16, lambda: at_once(h.aio_pread))
-    # One by one, so that each of the threads has its turn.
+    # One request at a time, so that each of the threads handles some.
     until(0, 0, lambda: [h.pwrite(bytes(512), 0) for _ in range(100)])
 elif case == "direct":
     one_by_one(100)

@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads and writes of every alignment against a model in memory.
+"""Reads and writes of every alignment, compared with a model in memory.
 
-Every offset modulo 4096 with a set of lengths, every length modulo 4096 with a set of offsets, and random pairs; with --full
-every pair.  Then writes that share blocks, many at once, each owning its bytes: a neighbour's bytes are never lost.
 usage: unaligned.py URI IMAGE-SIZE [--full]
+
+The reads use every offset modulo 4096 with a set of lengths, every length modulo 4096 with a set of
+offsets, and random pairs; --full uses every pair.  Then many writes at once share blocks, each with
+bytes of its own.  No byte of a neighbour is lost.
 """
 import random
 import sys
@@ -72,7 +74,7 @@ def classes(full):
 def read_all(client, model, full):
     count = 0
     for offset, length in classes(full):
-        # Spread over the image and, for one in four, longer than a block.
+        # The reads are spread over the image; one in four is longer than a block.
         offset += random.randrange(len(model) // BLOCK - 20) * BLOCK
         length += random.choice([0, 0, 0, BLOCK * random.randrange(16)])
         client.read(length, offset, bytes(model[offset:offset + length]))
@@ -82,7 +84,7 @@ def read_all(client, model, full):
 
 
 def write_neighbours(client, model):
-    """Cuts stretches of the image into pieces of odd sizes and writes all the pieces at once, in random order."""
+    """Cuts ranges of the image into pieces of odd sizes; writes all pieces at once, shuffled."""
     count = 0
     for _ in range(40):
         start = random.randrange(len(model) - 64 * BLOCK)
@@ -119,7 +121,7 @@ def main():
     client.wait(0)
     read_all(client, model, "--full" in sys.argv)
     write_neighbours(client, model)
-    # The last bytes, and what lies behind them.
+    # The last bytes of the image.
     client.read(3, size - 3, bytes(model[-3:]))
     client.wait(0)
     client.nbd.flush()

@@ -1,6 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# unaligned.py on a file of odd size or on a loop device.  unaligned.sh file|loop [--full] PARAMETERS...
+# unaligned.py on a file whose size is no multiple of a sector, or on a loop device.
+#
+# unaligned.sh file|loop [--full] PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift

@@ -1,7 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Zero, fast zero and trim do what they say and not a byte more: against a model around 200 MiB, on ext4, xfs, tmpfs and a loop
-# device; allocated blocks are counted, so thin images stay thin, and a zero without may_trim leaves no hole.
+# Zero, fast zero and trim change exactly their bytes, compared with a model: around 200 MiB, at
+# each kind of edge, and with 4 GiB - 1 bytes.  The test counts allocated blocks: a thin image stays
+# thin, and a zero without may_trim leaves no hole.
+#
 # zero.sh ext4|xfs|tmpfs|loop PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
@@ -15,7 +17,7 @@ NO_HOLE, FAST, FUA = nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FAST_ZERO, nbd.CMD_FLAG_
 h = nbd.NBD()
 h.connect_uri(uri)
 size = h.get_size()
-pattern = bytes(range(1, 252)) * 4178  # no zero in it, and no period of a power of two
+pattern = bytes(range(1, 252)) * 4178  # no zero byte, and no power of two as its period
 is_file = not kind.startswith("loop")
 
 def allocated():
@@ -27,7 +29,7 @@ def fill(start, end):
         h.pwrite(pattern[:min(MiB, end - at)], at)
 
 def expect_pattern(start, end, from_):
-    """Bytes [start, end) are what fill(from_, ...) wrote."""
+    """Bytes [start, end) are the bytes that fill(from_, ...) wrote."""
     for at in range(start, end, MiB):
         length = min(MiB, end - at)
         first = (at - from_) % MiB
@@ -39,7 +41,7 @@ def expect_zeros(start, end):
         length = min(4 * MiB, end - at)
         assert h.pread(length, at) == bytes(length), f"{kind}: not zero near {at}"
 
-# 200 MiB at an odd place, with data just around it and some inside.
+# 200 MiB at an unaligned offset, with data before, inside and after the range.
 start, length = 7 * MiB + 1001, 200 * MiB
 end = start + length
 for flags in (0, NO_HOLE | FUA):
@@ -52,33 +54,35 @@ for flags in (0, NO_HOLE | FUA):
     expect_zeros(start, end)
     expect_pattern(end, 209 * MiB, 205 * MiB)
     if is_file:
-        # nbd's flag NO_HOLE is what becomes "without may_trim".
+        # NBD's flag NO_HOLE reaches the plugin as "without may_trim".
         after = allocated()
         if flags & NO_HOLE:
-            assert after >= length, f"{kind}: {after} allocated after zeroing {length} without may_trim"
+            assert after >= length, \
+                f"{kind}: {after} bytes are allocated after a zero of {length} without may_trim"
             h.trim(length, start)  # thin again
         else:
             assert after <= before, f"{kind}: a thin image grew from {before} to {after}"
-            assert after < 8 * MiB, f"{kind}: {after} are still allocated"
+            assert after < 8 * MiB, f"{kind}: {after} bytes are still allocated"
 print(kind, "zero: exact")
 
-# Without may_trim what was a hole is allocated, whole or in pieces, and stays so.
+# A zero without may_trim allocates holes, whole or in part, and they stay allocated.
 if is_file:
-    for at, count in ((20 * MiB, 3 * MiB), (30 * MiB + 511, 100001), (40 * MiB + 4096, 4096), (41 * MiB, 1)):
+    for at, count in ((20 * MiB, 3 * MiB), (30 * MiB + 511, 100001), (40 * MiB + 4096, 4096),
+                      (41 * MiB, 1)):
         before = allocated()
         h.zero(count, at, NO_HOLE)
         after = allocated()
-        # ext4's own blocks, which describe the file's, count too, and become fewer.
+        # The count includes ext4's blocks for the extent tree, whose number may fall.
         slack = 8192 if count > 65536 else 0
         assert after - before >= count - slack, f"{kind}: {after - before} allocated for {count}"
         h.zero(count, at, NO_HOLE)
-        assert allocated() >= after, f"{kind}: zeroing twice gave back what was allocated"
+        assert allocated() >= after, f"{kind}: a second zero deallocated blocks"
 
-# Small ones at every kind of edge.
+# Small zeros at every kind of edge.
 fill(0, MiB)
 model = bytearray(pattern[:MiB])
-for at, count in ((0, 1), (511, 2), (512, 512), (4095, 4098), (8192, 4096), (12289, 4095), (20000, 1),
-                  (65536, 65536), (MiB - 1, 1), (MiB - 5000, 5000)):
+for at, count in ((0, 1), (511, 2), (512, 512), (4095, 4098), (8192, 4096), (12289, 4095),
+                  (20000, 1), (65536, 65536), (MiB - 1, 1), (MiB - 5000, 5000)):
     for flags in (0, NO_HOLE):
         model[at:at + count] = pattern[:count]
         h.pwrite(pattern[:count], at)
@@ -87,7 +91,7 @@ for at, count in ((0, 1), (511, 2), (512, 512), (4095, 4098), (8192, 4096), (122
         assert h.pread(MiB, 0) == model, f"{kind}: zero of {count} at {at}, flags {flags}"
 print(kind, "zero at the edges: exact")
 
-# The last bytes of the disk, whose size is odd for files.
+# The last bytes of the disk; the size of a file is no multiple of a sector.
 tail = 3 * 4096 + 99
 h.pwrite(pattern[:tail], size - tail)
 h.zero(5000, size - 5000)
@@ -96,10 +100,12 @@ h.pwrite(pattern[:tail], size - tail)
 h.zero(5000, size - 5000, NO_HOLE)
 assert h.pread(tail, size - tail) == pattern[:tail - 5000] + bytes(5000)
 
-# Fast: done, or refused with EOPNOTSUPP and nothing touched.
+# A fast zero succeeds, or fails with EOPNOTSUPP and changes nothing.
 results = {}
-for name, at, count, flags in (("aligned", 2 * MiB, MiB, 0), ("aligned, no hole", 2 * MiB, MiB, NO_HOLE),
-                               ("unaligned", 2 * MiB + 1, 5000, 0), ("unaligned, no hole", 2 * MiB + 1, 5000, NO_HOLE)):
+for name, at, count, flags in (("aligned", 2 * MiB, MiB, 0),
+                               ("aligned, no hole", 2 * MiB, MiB, NO_HOLE),
+                               ("unaligned", 2 * MiB + 1, 5000, 0),
+                               ("unaligned, no hole", 2 * MiB + 1, 5000, NO_HOLE)):
     fill(2 * MiB, 3 * MiB)
     model = bytearray(pattern[:MiB])
     try:
@@ -111,24 +117,25 @@ for name, at, count, flags in (("aligned", 2 * MiB, MiB, 0), ("aligned, no hole"
         results[name] = False
     assert h.pread(MiB, 2 * MiB) == model, f"{kind}: fast zero, {name}"
 print(kind, "fast zero:", results)
-# On a loop device only what punches a hole is fast: the others make the kernel write zeros.
+# On a loop device only PUNCH_HOLE is fast; the other calls make the kernel write zeros.
 assert results["aligned"], kind
 assert results["aligned, no hole"] == is_file, kind
-# The page cache zeroes parts of blocks of files itself.
+# In a file, the page cache zeroes partial blocks itself, so that a fast zero of them may succeed.
 if cache == "none" or not is_file:
     assert not results["unaligned"] and not results["unaligned, no hole"], kind
 
-# Trim gives blocks back, and touches nothing else.
+# A trim deallocates blocks and changes nothing else.
 fill(50 * MiB, 60 * MiB)
 before = allocated()
 h.trim(8 * MiB, 51 * MiB + 17)
 expect_pattern(50 * MiB, 51 * MiB + 17, 50 * MiB)
 expect_pattern(59 * MiB + 17, 60 * MiB, 50 * MiB)
 if is_file:
-    assert before - allocated() >= 7 * MiB, f"{kind}: trim gave back {before - allocated()}"
+    assert before - allocated() >= 7 * MiB, \
+        f"{kind}: a trim of 8 MiB deallocated {before - allocated()} bytes"
 print(kind, "trim: exact")
 
-# 4 GiB - 1, far out where the disk has it; the neighbours stay.
+# 4 GiB - 1 bytes, if the disk is large enough; the bytes before and after do not change.
 big = (1 << 32) - 1
 if size > big + 20 * MiB:
     fill(10 * MiB, 11 * MiB)
@@ -140,7 +147,7 @@ if size > big + 20 * MiB:
     assert h.pread(8192, 11 * MiB + big) == b"x" * 8192
     expect_zeros(11 * MiB, 80 * MiB)
     assert h.pread(4096, 11 * MiB + big - 4096) == bytes(4096)
-    assert allocated() <= before + 65536, f"{kind}: grew by {allocated() - before}"
+    assert allocated() <= before + 65536, f"{kind}: the image grew by {allocated() - before} bytes"
     print(kind, "4 GiB - 1: exact")
 h.shutdown()
 P
@@ -162,4 +169,5 @@ for parameter; do [ "$parameter" != cache=none ] || cache=none; done
 start zero "$target" "$@"
 "$python" "$dir/zero.py" "$uri" "$target" "$kind" $cache
 stop
-[ "$kind" = loop ] || [ "$(stat -c %s "$target")" = $size ] || fail "the size of the image has changed"
+[ "$kind" = loop ] || [ "$(stat -c %s "$target")" = $size ] ||
+    fail "the size of the image has changed"
