@@ -1,13 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# The image's locks, against QEMU's own programs in both directions, and between servers.  locks.sh file|loop
-# The locks belong to the inode: hard links share them.  Two loop devices on one file do not, nor two device nodes of one
-# disk (QEMU's neither).
+# The image's locks: between the plugin and QEMU's programs in both directions, and between servers.
+#
+# locks.sh file|loop
+#
+# The locks belong to the inode, so hard links share them.  Two loop devices on one file do not
+# share them, and neither do two device nodes of one disk.  QEMU's own locks behave the same.
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 make_target "$kind" 4M
 
-# A client who stays until it is told to go: connect; leave.
+# connect: starts a client that stays connected until leave; sets $client.
 cat >"$dir/client.py" <<'P'
 import nbd, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -26,14 +29,15 @@ connect() {
 }
 leave() { kill -USR1 "$client"; wait "$client" || fail "the client ended with $?"; }
 
-# refuses "WHAT" COMMAND...: a program of QEMU's does not get the lock.
+# refuses "WHAT" COMMAND...: a QEMU program does not get the lock.
 refuses() {
     local what=$1
     shift
     ! timeout 20 "$@" >"$dir/out" 2>&1 || fail "not refused: $*"
-    grep -q "Failed to get $what lock" "$dir/out" || { cat "$dir/out"; fail "no '$what lock' from: $*"; }
+    grep -q "Failed to get $what lock" "$dir/out" ||
+        fail_with "$dir/out" "the error does not name the $what lock: $*"
 }
-works() { timeout 20 "$@" >"$dir/out" 2>&1 || { cat "$dir/out"; fail "$*"; }; }
+works() { timeout 20 "$@" >"$dir/out" 2>&1 || fail_with "$dir/out" "failed: $*"; }
 qemu_writes() { works qemu-io -f raw -c "write -P $1 1M 64k" "$target"; }
 refuses_writers() {
     refuses '"write"' qemu-io -f raw -c 'write 0 512' "$target"
@@ -42,31 +46,34 @@ refuses_writers() {
     refuses '"write"' qemu-nbd -f raw -k "$dir/refused.sock" "$target"
 }
 
-# serve NAME ARGUMENTS...: of several servers; use NAME: from now on this is meant by connect, refused and stop.
+# serve NAME ARGUMENTS...: starts one of several servers and selects it.  use NAME: selects a server
+# for connect, client_is_refused and stop.
 declare -A server
 serve() {
     start "$@"
     server[$1]=$pid
 }
-use() { pid=${server[$1]} log=$dir/$1.log uri="nbd+unix:///?socket=$dir/$1.sock"; }
+use() { select_server "$1" "${server[$1]}"; }
 end() { use "$1" && stop; }
 
-# It refuses a client, and says why in one line.
-refused() {
-    local name=${2:-$target} said
-    said=$(grep -c 'error: .*in use by' "$log") || true
+# client_is_refused WHAT [NAME]: the server refuses a client and logs the reason in one line.
+client_is_refused() {
+    local name=${2:-$target} before
+    local reason="in use by another program, which excludes serving it read-write (locking=off"
+    before=$(grep -c 'error: .*in use by' "$log") || true
     ! nbdinfo --size "$uri" >"$dir/out" 2>&1 || fail "not refused: $1"
-    grep "error: $name: in use by another program, which excludes serving it read-write (locking=off" "$log" >"$dir/out" ||
-        { cat "$log"; fail "the reason is not in the log: $1"; }
-    [ $(($(grep -c 'error: .*in use by' "$log") - said)) = 1 ] || { cat "$log"; fail "not one line for: $1"; }
+    grep "error: $name: $reason" "$log" >"$dir/out" ||
+        fail_with "$log" "the reason is not in the log: $1"
+    [ $(($(grep -c 'error: .*in use by' "$log") - before)) = 1 ] ||
+        fail_with "$log" "not exactly one line for: $1"
 }
 serves() { works nbdinfo --size "$uri"; }
 
-say "before a client comes there is no lock"
+say "without a client there is no lock"
 serve writer "$target"
 qemu_writes 1
 
-say "with a client: QEMU's writers are refused, its readers are let in if they share"
+say "with a client, QEMU's writers are refused; its readers may read if they share"
 connect
 refuses_writers
 refuses 'shared "write"' qemu-img convert -f raw -O raw "$target" "$dir/copy.img"
@@ -74,9 +81,9 @@ works qemu-img convert -U -f raw -O raw "$target" "$dir/copy.img"
 works qemu-img info -U -f raw "$target"
 works qemu-io -r -U -f raw -c 'read -P 1 1M 64k' "$target"
 
-say "a second server is refused read-write; read-only ones are not, nor one with locking=off"
+say "a second read-write server is refused; a read-only one and one with locking=off are not"
 serve second "$target"
-refused "a second writer"
+client_is_refused "a second writer"
 serve reader -r "$target"
 serves
 serve reader2 -r "$target" locking=on
@@ -92,20 +99,20 @@ say "another name of the same image"
 if [ "$kind" = file ]; then ln "$target" "$dir/other"; else ln -s "$target" "$dir/other"; fi
 refuses '"write"' qemu-io -f raw -c 'write 0 512' "$dir/other"
 serve other "$dir/other"
-refused "another name" "$dir/other"
+client_is_refused "another name" "$dir/other"
 end other
 
-say "the lock stays after the client, for file= stays open, and goes with the server"
+say "file= keeps the image open after the last client, so the lock ends with the server"
 leave
 refuses '"write"' qemu-io -f raw -c 'write 0 512' "$target"
 use second
-refused "a second writer, while the first has no client"
+client_is_refused "a second writer while the first server has no client"
 end writer
 qemu_writes 3
 use second
 connect
 
-say "and with a server that is killed"
+say "the lock of a killed server is gone"
 kill -9 "$pid" "$client"
 wait "$pid" "$client" 2>/dev/null || true
 qemu_writes 4
@@ -113,7 +120,7 @@ use reader
 works qemu-io -r -f raw -c 'read -P 4 1M 64k' "$uri"
 end reader
 
-# The other way round.
+# A QEMU program holds the lock and the server wants it.
 hold_with_nbd() {
     qemu-nbd -t -f raw -k "$dir/qemu.sock" --fork --pid-file="$dir/qemu.pid" "$target"
     holder=$(cat "$dir/qemu.pid")
@@ -121,9 +128,8 @@ hold_with_nbd() {
 }
 release_nbd() {
     kill "$holder"
-    wait_for 10 gone "$holder"
+    wait_for 10 ended "$holder"
 }
-gone() { [ ! -e /proc/"$1" ]; }
 hold_with_io() {
     mkfifo "$dir/commands"
     qemu-io -f raw "$target" <"$dir/commands" >"$dir/answers" 2>&1 &
@@ -139,13 +145,13 @@ release_io() {
 }
 
 for by in nbd io; do
-    say "while qemu-$by holds it: refused, read-only and locking=off served"
+    say "while qemu-$by holds the lock, only read-only and locking=off servers accept clients"
     hold_with_$by
     serve "late-$by" "$target" 9>&-
-    refused "an image that qemu-$by holds"
-    refused "the same again"
+    client_is_refused "an image that qemu-$by holds"
+    client_is_refused "the same image again"
     serve "on-$by" "$target" locking=on 9>&-
-    refused "an image that qemu-$by holds, with locking=on"
+    client_is_refused "an image that qemu-$by holds, with locking=on"
     end "on-$by"
     serve "reader-$by" -r "$target" 9>&-
     serves
@@ -154,20 +160,20 @@ for by in nbd io; do
     works qemu-io -f raw -c 'write -P 6 3M 64k' "$uri"
     end "off-$by"
     release_$by
-    say "and once it has gone, the server that refused serves"
+    say "once qemu-$by has ended, the server that refused clients accepts them"
     use "late-$by"
     works qemu-io -f raw -c 'read -P 6 3M 64k' -c 'write -P 7 0 64k' "$uri"
     end "late-$by"
 done
 
-say "locking=off takes none, so QEMU may write too"
+say "locking=off takes no lock, so QEMU may write too"
 serve unlocked "$target" locking=off
 connect
 qemu_writes 8
 leave
 end unlocked
 
-say "dir=: the lock goes with the last client"
+say "dir=: the lock ends with the last client"
 serve many dir="$(dirname "$target")"
 uri="nbd+unix:///$(basename "$target")?socket=$dir/many.sock"
 connect
@@ -181,12 +187,12 @@ leave
 unlocked() { qemu-io -f raw -c 'write -P 9 1M 64k' "$target" >"$dir/out" 2>&1; }
 wait_for 10 unlocked
 hold_with_nbd
-refused "an export that qemu-nbd holds" "$(basename "$target")"
+client_is_refused "an export that qemu-nbd holds" "$(basename "$target")"
 release_nbd
 serves
 end many
 
-say "fd= takes them too"
+say "fd= takes the lock too"
 serve inherited fd=7 7<>"$target"
 connect
 refuses '"write"' qemu-io -f raw -c 'write 0 512' "$target"

@@ -1,7 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Images that are made smaller or larger while they are served, and sizes that are no multiple of anything.
-# What was cut off reads as an error and never as zeros, and no request grows a file back.  resize.sh file|loop|odd
+# Images that shrink or grow while they are served, and images of every odd size.  A read past the
+# new end fails and never returns zeros, and no request makes a file larger again.
+#
+# resize.sh file|loop|odd
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 cd "$dir"
@@ -9,7 +11,7 @@ cd "$dir"
 cat >resize.py <<'P'
 import errno, nbd, os, subprocess, sys
 
-uri, path, device = sys.argv[1:] # the device is the file's loop device, or empty
+uri, path, device = sys.argv[1:]  # the device is the file's loop device, or empty
 OLD, NEW, LARGE = (2 << 20) + 777, (1 << 20) + 300, (3 << 20) + 5
 if device:
     OLD, NEW, LARGE = 2 << 20, 1 << 20, 3 << 20
@@ -45,7 +47,7 @@ def fails(what, errors, call, *args):
         call(*args)
     except nbd.Error as error:
         assert error.errnum in errors, f"{what}: {error}"
-        assert size_now() == now, f"{what}: the size is {size_now()} after it failed"
+        assert size_now() == now, f"{what}: the size is {size_now()} after the failure"
         return
     sys.exit(f"{what} succeeded")
 
@@ -56,22 +58,24 @@ with open(device or path, "r+b") as f:
     os.fsync(f.fileno())
 old, new = connect(), None
 assert old.get_size() == OLD
-# Cached or not, as it comes: once read, once not.
+# With cache=default this read brings the second half into the page cache.
 assert old.pread(OLD // 2, OLD // 2) == data[OLD // 2:OLD // 2 * 2]
 old.pwrite(data[OLD - 5:OLD], OLD - 5)
 old.flush()
 
 now = NEW
 resize(NEW)
-for h, who in (old, "the client who was there"), (None, "together with a new client"):
+for h, who in (old, "the old client"), (None, "the old client beside a new one"):
     if h is None:
         new = connect()
         assert new.get_size() == NEW, f"a new client sees {new.get_size()} bytes"
-        # What lies before the cut may have been changed by requests that crossed it, and failed.
-        assert new.pread(NEW, 0) == content(NEW, 0), "a new client reads something else"
+        # A failed request across the new end may have changed the bytes before that end.
+        assert new.pread(NEW, 0) == content(NEW, 0), "a new client reads other data"
         h = old
-    for count, offset in [(1, NEW), (10, NEW), (512, NEW + 212), (4096, 1 << 20), (4096, (1 << 20) + 4096), (20, NEW - 10),
-                          (65536, NEW - 10000), (NEW, 10000), (OLD, 0), (1, OLD - 1), (100000, OLD - 100000), (512, OLD - 1024)]:
+    for count, offset in [(1, NEW), (10, NEW), (512, NEW + 212), (4096, 1 << 20),
+                          (4096, (1 << 20) + 4096), (20, NEW - 10), (65536, NEW - 10000),
+                          (NEW, 10000), (OLD, 0), (1, OLD - 1), (100000, OLD - 100000),
+                          (512, OLD - 1024)]:
         what = f"{who}: {count} bytes at {offset}"
         if offset + count <= NEW:
             continue
@@ -80,8 +84,9 @@ for h, who in (old, "the client who was there"), (None, "together with a new cli
         fails("FUA write, " + what, WRITE, h.pwrite, b"W" * count, offset, nbd.CMD_FLAG_FUA)
         for flags in 0, nbd.CMD_FLAG_NO_HOLE, nbd.CMD_FLAG_FUA:
             fails(f"zero {flags}, " + what, WRITE, h.zero, count, offset, flags)
-        fails("fast zero, " + what, WRITE + [errno.EOPNOTSUPP], h.zero, count, offset, nbd.CMD_FLAG_FAST_ZERO)
-        # A trim is a hint, and may be ignored.
+        fails("fast zero, " + what, WRITE + [errno.EOPNOTSUPP], h.zero, count, offset,
+              nbd.CMD_FLAG_FAST_ZERO)
+        # A trim is a hint, which the server may ignore.
         try:
             h.trim(count, offset)
         except nbd.Error:
@@ -90,17 +95,21 @@ for h, who in (old, "the client who was there"), (None, "together with a new cli
         assert size_now() == now, f"{what}: the size is {size_now()}"
         found = []
         try:
-            h.block_status(count, offset, lambda context, at, entries, error: found.extend(zip(entries[::2], entries[1::2])))
+            h.block_status(count, offset, lambda context, at, entries, error:
+                           found.extend(zip(entries[::2], entries[1::2])))
         except nbd.Error:
             found = []
         at = offset
         for length, kind in found:
-            # Zeros would be copied as such without anybody reading them.
-            assert at + length <= NEW or not kind & nbd.STATE_ZERO, f"{who}: {length} bytes at {at} are called zeros"
+            # A client would copy such an extent as zeros without a read.
+            assert at + length <= NEW or not kind & nbd.STATE_ZERO, \
+                f"{who}: block status reports {length} bytes at {at} as zeros"
             at += length
     for count, offset in (1000, 0), (4096, 512), (100, NEW - 100), (NEW - 1, 1):
-        assert h.pread(count, offset) == content(count, offset), f"{who}: read of {count} at {offset}"
-    # Up to the cut, in the middle of a block: once the plugin knows the new size this works, and before it may fail.
+        assert h.pread(count, offset) == content(count, offset), \
+            f"{who}: read of {count} at {offset}"
+    # A write that ends at the new end, in the middle of a block: it succeeds once the plugin knows
+    # the new size, and may fail before.
     try:
         h.pwrite(data[:200], NEW - 200)
         assert content(200, NEW - 200) == data[:200]
@@ -123,10 +132,11 @@ resize(LARGE)
 with open(device or path, "r+b") as f:
     os.pwrite(f.fileno(), data[OLD:], OLD)
     os.fsync(f.fileno())
-for who in "the client who was there", "together with a new client":
+for who in "the old client", "the old client beside a new one":
     assert old.get_size() == OLD
-    h = connect() if who.startswith("together") else None
-    # Its last block is now the middle of the file: whatever it does there, what is behind is not its own.
+    h = connect() if who.endswith("new one") else None
+    # The old client's last block is now in the middle of the file.  No request of that client may
+    # change the bytes after the client's end.
     for offset in OLD - 1, OLD - 10, OLD - 777, OLD - 5000, OLD - 70000:
         old.pwrite(data[:OLD - offset], offset)
         assert content(LARGE - OLD, OLD) == data[OLD:], f"{who}: write at {offset}"
@@ -139,8 +149,8 @@ for who in "the client who was there", "together with a new client":
         old.flush()
         assert content(LARGE - OLD, OLD) == data[OLD:], f"{who}: trim at {offset}"
     old.set_strict_mode(0)
-    fails(f"{who}: read behind its end", [errno.EINVAL, errno.ENOSPC], old.pread, 512, OLD)
-    fails(f"{who}: write behind its end", [errno.EINVAL, errno.ENOSPC], old.pwrite, bytes(512), OLD)
+    fails(f"{who}: read past the end", [errno.EINVAL, errno.ENOSPC], old.pread, 512, OLD)
+    fails(f"{who}: write past the end", [errno.EINVAL, errno.ENOSPC], old.pwrite, bytes(512), OLD)
     if h:
         assert h.get_size() == LARGE, f"a new client sees {h.get_size()} bytes"
         assert h.pread(LARGE - OLD, OLD) == data[OLD:]
@@ -152,8 +162,8 @@ old.shutdown()
 print("larger")
 P
 
-ways=(cache=default "cache=default dispatch=pool" "cache=default backend=io_uring" cache=none "cache=none dispatch=pool"
-    "cache=none backend=io_uring" "cache=none backend=libaio")
+ways=(cache=default "cache=default dispatch=pool" "cache=default backend=io_uring" cache=none
+    "cache=none dispatch=pool" "cache=none backend=io_uring" "cache=none backend=libaio")
 
 resize_file() {
     local way
@@ -186,7 +196,7 @@ resize_loop() {
 resize_odd() {
     local cache size
     for cache in default none; do
-        say "sizes that are no multiple of anything, cache=$cache"
+        say "odd sizes, cache=$cache"
         for size in 0 1 511 512 513 4095 4096 4097 65535 1048575 1048577 1234567; do
             head -c $size /dev/urandom >odd.img
             start odd odd.img cache=$cache
@@ -195,13 +205,15 @@ resize_odd() {
             head -c $size /dev/urandom >source.img
             nbdcopy --flush source.img "$uri"
             cmp source.img odd.img || fail "nbdcopy in of $size bytes"
-            # QEMU counts in 512 bytes, and takes what is missing for zeros.
+            # QEMU rounds the size up to 512 bytes and appends zeros.
             qemu-img convert -f raw -O raw "$uri" converted.img
             truncate -s %512 source.img
             cmp converted.img source.img || fail "qemu-img convert out of $size bytes"
-            [ "$(nbdinfo --size "$uri")" = $size ] || fail "the size is $(nbdinfo --size "$uri"), not $size"
+            [ "$(nbdinfo --size "$uri")" = $size ] ||
+                fail "the export's size is $(nbdinfo --size "$uri"), not $size"
             stop
-            [ "$(stat -c %s odd.img)" = $size ] || fail "the size has become $(stat -c %s odd.img), from $size"
+            [ "$(stat -c %s odd.img)" = $size ] ||
+                fail "the file's size is $(stat -c %s odd.img), not $size"
         done
     done
 }
