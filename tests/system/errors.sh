@@ -9,18 +9,6 @@ mkfifo fifo
 mkdir folder
 touch empty.img
 
-# refused PATTERN ARGUMENTS...: nbdkit with ARGUMENTS ends with status 1 and one line that matches
-# PATTERN.
-refused() {
-    local pattern=$1 status=0
-    shift
-    timeout 20 nbdkit -f -U "$dir/s.sock" "$plugin" "$@" 2>err --run true || status=$?
-    [ $status = 1 ] || fail_with err "exit status $status instead of 1 for: $*"
-    [ "$(grep -c . err)" = 1 ] || fail_with err "more or less than one line for: $*"
-    grep -q -- "$pattern" err || fail_with err "no line with '$pattern' for: $*"
-    [ ! -e "$dir/s.sock" ] || rm "$dir/s.sock"
-    cat err
-}
 refused 'file: missing'
 refused 'missing.img: No such file' missing.img
 refused 'file=: .*empty' file=

@@ -92,7 +92,7 @@ for cache in default none; do
     serves "neither ring: auto, cache=$cache" cache=$cache
     # The kernel creates the ring and then refuses its use: the read with which a backend is opened
     # fails.
-    nbdkit=("$AIODISK_DENY" $EPERM io_getevents -- nbdkit)
+    nbdkit=("$AIODISK_DENY" $EPERM io_getevents io_pgetevents -- nbdkit)
     lists "threads io_uring"
     refuses "io_getevents denied, cache=$cache" \
         "backend=libaio does not work here: Operation not permitted" backend=libaio cache=$cache
