@@ -475,9 +475,12 @@ class PoolCommand(gdb.Command):
 
     def invoke(self, argument, from_tty):
         try:
-            gdb.lookup_type("struct pool")
+            gdb.lookup_type("struct pool")  # fails without debug information
+            self._print(argument)
         except gdb.error as error:
-            raise gdb.GdbError(f"aiodisk-pool: no debug information of the pool: {error}")
+            raise gdb.GdbError(f"aiodisk-pool: {error}")
+
+    def _print(self, argument):
         process = Process()
         if argument:
             value = gdb.parse_and_eval(argument)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The lanes: who is queued, who has a token, and who gets the next slot.  pool-internal.h tells what tokens and slots are.
+/* The lanes: which tasks are queued, which have a token, and which task gets the next slot.
+ * pool-internal.h explains tokens and slots.
  *
- * Everything here runs under the pool's lock, on whichever thread holds it: submitters, workers, cancellers.
- * Nothing here blocks, creates a thread, or runs a task.
+ * Everything here runs under the pool's lock, on whichever thread holds the lock: a submitter, a
+ * worker, a canceller, or the loop thread.  Nothing here blocks, creates a thread, or runs a task.
  */
 #include <assert.h>
 #include <errno.h>
@@ -44,8 +45,9 @@ void lanes_dequeue(struct pool *pool, struct task *task)
     }
 }
 
-/* Takes the tokens that stand for no task any more, and that no grant could use, out of the semaphore.  Those not there:
- * workers have returned from it with them and are about to find nothing; the next grants count on these workers.
+/* Takes surplus tokens out of the semaphore; called when no task is left to grant them to.  A
+ * surplus token that is not in the semaphore is carried by a worker, which will find no task.  That
+ * token stays surplus, and the next grant relies on that worker.
  */
 static void reclaim_surplus(struct pool *pool)
 {
@@ -120,8 +122,10 @@ static struct task *older(struct task *a, struct task *b)
     return !a || (b && b->sequence < a->sequence) ? b : a;
 }
 
-/* The task that gets the next free slot.  A waiter that runs its own task does so at once, so it has
- * to be at the head: those before it that only have a token are not running yet.
+/* The task that gets the next free slot, or NULL: the oldest one of those that each lane would
+ * serve next.  A caller that runs its own task starts at once, so its task must be at the head of
+ * the lane: the tasks before it that only have a token are not running yet, and it would overtake
+ * them.
  */
 static struct task *next_to_grant(const struct pool *pool)
 {
@@ -135,7 +139,9 @@ static struct task *next_to_grant(const struct pool *pool)
     return next;
 }
 
-/* The waiting caller takes its task back, with the slot. */
+/* Gives the task back to the caller that waits for it, with a slot.  The caller needs the lock
+ * before it can return, so the task's memory stays valid until the lock is released.
+ */
 static void give_to_waiter(struct pool *pool, struct task *task)
 {
     lanes_dequeue(pool, task);
@@ -168,8 +174,9 @@ void lanes_grant(struct pool *pool)
     reclaim_surplus(pool);
 }
 
-/* A worker that has just given a slot back may take a task that has no token yet; one that holds a
- * token must not: its token stands for a task that has one.
+/* A worker that holds no token has just released a slot or has just started, and may take a task
+ * that has no token yet.  A worker that holds a token may not: its token stands for a task that has
+ * one.
  */
 struct task *lanes_take(struct pool *pool, bool holds_token)
 {

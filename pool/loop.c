@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The event loop: see loop.h for what it promises.
+/* The event loop.  See loop.h for what each function promises.
  *
- * Scheduling a bottom half is lock-free: it is pushed to a stack that the loop takes over whole, so what
- * was scheduled runs in that order, a batch at a time.  The eventfd is written only when
- * the loop sleeps or is about to; the handshake that makes this safe is told at loop_notify.
+ * Scheduling a bottom half takes no lock: bh_schedule pushes the bottom half to a stack, and the
+ * loop drains the whole stack at once, so bottom halves run in the order in which they were
+ * scheduled.  The eventfd is written only when the loop sleeps or is about to sleep; loop_notify
+ * explains why no wake-up is lost.
  *
- * Everything here runs on the loop thread, but for the functions whose comment in loop.h says "any
- * thread".  It never calls into the pool but through a callback, and never runs a blocking call.
+ * Everything here runs on the loop thread, except the functions for which loop.h says "any thread".
+ * The loop calls the pool through callbacks only, and makes no blocking call but epoll_wait(2).
  */
 #include "pool/loop.h"
 
@@ -28,9 +29,9 @@
 #define NS_PER_S 1000000000u
 
 enum bh_flags {
-    BH_PENDING = 1 << 0,   /* linked: on the stack or on the ready list */
-    BH_SCHEDULED = 1 << 1, /* is to run */
-    BH_DELETED = 1 << 2,   /* is to be freed */
+    BH_PENDING = 1 << 0,   /* linked: in `scheduled` or in `ready` */
+    BH_SCHEDULED = 1 << 1, /* the callback is to run */
+    BH_DELETED = 1 << 2,   /* the bottom half is to be freed */
 };
 
 struct bh {
@@ -44,12 +45,13 @@ struct bh {
 };
 
 struct loop_timer {
-    /* Set once by loop_timer_new; below, loop thread only. */
+    /* Set once by loop_timer_new. */
     struct loop *loop;
     loop_fn *fn;
     void *opaque;
 
-    bool armed;
+    /* Loop thread only. */
+    bool armed; /* in the loop's list of timers */
     uint64_t deadline_ns;
     struct loop_timer *next;
 };
@@ -70,12 +72,16 @@ struct loop {
 
     /* Any thread. */
     struct stack scheduled;
-    _Atomic bool asleep; /* in epoll_wait, or about to be */
-    _Atomic bool stopping;
+    _Atomic bool asleep;   /* the loop is in epoll_wait(2), or about to call it */
+    _Atomic bool stopping; /* loop_free began */
 
     /* Loop thread only. */
-    struct queue ready;        /* drained from `scheduled` */
-    struct loop_timer *timers; /* the armed ones, in no order: there is one for each pool */
+    struct queue ready; /* drained from `scheduled` */
+
+    /* The armed timers, in no order.  A plain list is enough: each pool has one timer, and arms the
+     * timer only after a failed thread creation.
+     */
+    struct loop_timer *timers;
 };
 
 static uint64_t now_ns(void)
@@ -85,9 +91,10 @@ static uint64_t now_ns(void)
     return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
-/* Wakes the loop if it sleeps.  No wake-up is lost: all operations here are sequentially consistent, so either
- * this load sees `asleep`, which the loop stored before it looked at the stack a last time, or that
- * look sees what the caller has just pushed.  The exchange lets one of many callers pay for the write.
+/* Wakes the loop if the loop sleeps.  The caller has pushed to `scheduled`; the loop sets `asleep`
+ * and then checks `scheduled` a last time before it sleeps.  All four operations are sequentially
+ * consistent.  So no wake-up is lost: either this load sees `asleep`, or the loop's check sees the
+ * push.  The exchange makes one of several concurrent callers write to the eventfd.
  */
 static void loop_notify(struct loop *loop)
 {
@@ -98,13 +105,13 @@ static void loop_notify(struct loop *loop)
     do
         n = write(loop->event_fd, &one, sizeof one);
     while (n < 0 && errno == EINTR);
-    /* EAGAIN: the counter is at its maximum, so the loop is being woken already (eventfd(2)). */
+    /* EAGAIN: the counter is at its maximum, so the eventfd is readable anyway (eventfd(2)). */
     assert(n == sizeof one || errno == EAGAIN);
 }
 
 static void bh_enqueue(struct bh *bh, unsigned flags)
 {
-    /* Once the flags are set another thread's bh_delete may lead to `bh` being freed. */
+    /* Read before the flags are set: from then on the loop may run and free the bottom half. */
     struct loop *loop = bh->loop;
     if (!(atomic_fetch_or(&bh->flags, flags | BH_PENDING) & BH_PENDING))
         stack_push(&loop->scheduled, &bh->link);
@@ -143,9 +150,11 @@ static struct bh *pop_ready(struct loop *loop)
     return link ? container_of(link, struct bh, link) : NULL;
 }
 
-/* Runs what was scheduled when it began.  Each bottom half is unlinked and its flags are cleared before
- * its callback is called, and nothing of it is touched after that: the callback may schedule it again,
- * delete it, or poll the loop, which goes on with the rest of this batch and may free it.
+/* Runs the bottom halves that are scheduled now; those scheduled meanwhile wait for the next call.
+ * Each bottom half is unlinked and its flags are cleared before its callback is called, and no
+ * member is touched after the call.  So the callback may schedule its bottom half again, delete it,
+ * or poll the loop: the nested call goes on with the rest of this batch and may free the bottom
+ * half.
  */
 static bool run_bottom_halves(struct loop *loop)
 {
@@ -203,8 +212,9 @@ void loop_timer_delete(struct loop_timer *timer)
     free(timer);
 }
 
-/* Starts over after each callback, which may have armed or deleted any timer.  `now` is read once, so
- * that a timer armed again with 0 ns waits for the next turn.
+/* Runs the timers that are due.  The search starts over after each callback, which may have armed
+ * or deleted any timer.  `now` is read once, so a timer that its callback arms again waits for the
+ * next call, even with 0 ns.
  */
 static bool run_timers(struct loop *loop)
 {
@@ -225,7 +235,9 @@ static bool run_timers(struct loop *loop)
     return ran;
 }
 
-/* Milliseconds to the next deadline, rounded up so that the loop does not spin before it; -1: none. */
+/* Milliseconds to the next deadline, or -1 without one, as epoll_wait(2) takes them.  Rounded up,
+ * so that the loop does not spin during the last millisecond.
+ */
 static int timers_timeout_ms(const struct loop *loop)
 {
     if (!loop->timers)
@@ -263,9 +275,10 @@ void loop_watch_delete(struct loop_watch *watch)
     free(watch);
 }
 
-/* Waits for one event and runs its callback.  One event at a time, because a callback may delete
- * the watch that a second event of the same call would point to; epoll rotates its ready list, so
- * none starves.
+/* Takes one event of one descriptor and runs the watch's callback; with `wait`, sleeps until there
+ * is an event or the next timer is due.  More events at a time would need care: a callback may
+ * delete the watch that a later event of the same epoll_wait(2) points to.  The kernel moves a
+ * reported descriptor to the end of its ready list, so no watch starves.
  */
 static bool poll_descriptors(struct loop *loop, bool wait)
 {
@@ -284,7 +297,7 @@ static bool poll_descriptors(struct loop *loop, bool wait)
     struct loop_watch *watch = event.data.ptr;
     if (!watch) {
         uint64_t count;
-        /* EAGAIN: someone else has read it; a spurious wake-up is no more than that. */
+        /* An empty counter would be a spurious wake-up, which does no harm. */
         ssize_t got = read(loop->event_fd, &count, sizeof count);
         assert(got == sizeof count || errno == EAGAIN || errno == EINTR);
         return false;
@@ -305,6 +318,7 @@ bool loop_poll(struct loop *loop, bool wait)
     return ran;
 }
 
+/* The loop thread is born in start_thread below. */
 static void *loop_main(void *opaque)
 {
     struct loop *loop = opaque;
@@ -318,6 +332,7 @@ bool loop_is_current(const struct loop *loop)
     return pthread_equal(pthread_self(), loop->thread);
 }
 
+/* A loop_call in progress, on the caller's stack. */
 struct call {
     loop_fn *fn;
     void *opaque;
@@ -328,7 +343,7 @@ static void call_run(void *opaque)
 {
     struct call *call = opaque;
     call->fn(call->opaque);
-    waiter_wake(&call->waiter);
+    waiter_wake(&call->waiter); /* the last touch of the call and of its bottom half */
 }
 
 void loop_call(struct loop *loop, loop_fn *fn, void *opaque)
@@ -342,7 +357,9 @@ void loop_call(struct loop *loop, loop_fn *fn, void *opaque)
     waiter_destroy(&call.waiter);
 }
 
-/* Starts the thread with every signal blocked: a handler of the program's must not run on it. */
+/* Starts the loop thread with every signal blocked, so that no signal handler of the program runs
+ * on the loop thread or on a thread that a callback creates.
+ */
 static int start_thread(struct loop *loop)
 {
     sigset_t all, old;

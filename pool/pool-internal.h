@@ -1,17 +1,23 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What pool.c (the way of a task), lanes.c (whose turn it is) and workers.c (the life of the threads) share, and nobody else.
+/* What pool.c (the way of a task), lanes.c (which task gets the next slot) and workers.c (the life
+ * of the threads) share.  No other file includes this one.
  *
- * Tokens.  The semaphore's value is the number of queued tasks that have a token (`granted`), but for two
- * corrections.  A worker that has returned from the semaphore and is not yet at the lock carries a
- * token in its hand.  And when a task goes to someone who has not waited for its token, that token is surplus: the next
- * grant uses it instead of a post, or, when nothing is left to grant, it is taken out of the semaphore again; one that a worker
- * carries already stays surplus until that worker finds nothing to do.  Hence, under the lock:
+ * Tokens.  Each token in the semaphore stands for one queued task that may run (`granted` counts
+ * these tasks), with two corrections.  First, a worker that has returned from sem_clockwait(3) and
+ * does not have the lock yet carries a token.  Second, some tokens are surplus: they stand for no
+ * task.  A token becomes surplus when its task is cancelled, when a worker that has not waited for
+ * a token takes the task, or when the token is withdrawn from the task; and workers_stop posts a
+ * surplus token to wake a worker.  The next grant uses a surplus token instead of sem_post(3).
+ * When nothing is left to grant, lanes_grant takes the surplus tokens out of the semaphore.  A
+ * surplus token that a worker carries stays surplus until that worker has the lock and finds no
+ * task.  Hence, under the lock:
  *
- *     semaphore + tokens in workers' hands == granted + surplus
+ *     semaphore + tokens carried by workers == granted + surplus
  *
- * Slots.  A task has a slot from the moment it gets its token (or is taken without one) until it has
- * run: running + granted <= max_threads, and the same for the slow lane and its share.  Shrinking max_threads
- * withdraws tokens, not running tasks.
+ * Slots.  A task has a slot from the moment it gets its token, or is taken without a token, until
+ * it has run.  No slot is given away unless running + granted < max_threads; the slow lane has the
+ * same rule for its share.  A smaller max_threads withdraws tokens, but does not stop running
+ * tasks.
  */
 #ifndef AIODISK_POOL_INTERNAL_H
 #define AIODISK_POOL_INTERNAL_H
@@ -27,25 +33,26 @@
 /* Back-off after a failed thread creation: 10 ms, doubled up to 1 s (workers.c). */
 #define POOL_RETRY_FIRST_NS 10000000u
 
-/* A queue in order of submission.  The tasks with a token are its first `granted` ones. */
+/* A queue in order of submission.  The tasks with a token are its first `granted` tasks. */
 struct lane {
+    /* Under the pool's lock. */
     struct task *head, *tail;
-    struct task *waiting; /* the first one without a token */
-    unsigned queued;
-    unsigned granted;
-    unsigned running;
+    struct task *waiting; /* the first task without a token */
+    unsigned queued;      /* tasks in the queue */
+    unsigned granted;     /* of these, with a token */
+    unsigned running;     /* tasks that left the queue, or never were in it, and occupy a slot */
 };
 
 /* A pool_run caller that waits, on that caller's stack. */
 struct task_waiter {
     struct waiter waiter;
-    bool runs_itself; /* under lock until waiter_wake: the slot and the work are the caller's */
+    bool runs_itself; /* the caller got a slot for its own task; under lock until waiter_wake */
 };
 
 struct worker {
-    struct pool *pool;
-    pthread_t thread;    /* under lock, set by the worker itself */
-    struct worker *next; /* under lock: in pool->exited */
+    struct pool *pool;   /* set once by create_worker */
+    pthread_t thread;    /* under lock; set by the worker itself */
+    struct worker *next; /* under lock; in pool->exited */
 };
 
 struct pool {
@@ -59,35 +66,35 @@ struct pool {
 
     /* Any thread. */
     sem_t tokens;
-    struct stack completed; /* tasks with a result */
+    struct stack completed; /* tasks that have their result */
 
     /* Loop thread only. */
     struct queue delivering; /* drained from `completed` */
 
     /* Under lock. */
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* broadcast at each unlock once `closing` */
+    pthread_cond_t changed; /* broadcast at each unlock once `closing` is set */
     struct lane lanes[POOL_LANES];
     uint64_t next_sequence;
     unsigned max_threads;
     unsigned min_threads;
-    unsigned queued; /* sum over the lanes, as granted and running */
-    unsigned granted;
-    unsigned running;
-    unsigned helpers; /* of running: on a pool_run caller's thread */
-    unsigned surplus; /* tokens that stand for no task */
-    unsigned
-        undelivered; /* enqueued, and `done` has not returned; not those taken back by their waiter */
-    unsigned threads;   /* from before pthread_create until the worker's last lock */
-    unsigned starting;  /* of these, not yet at their first look */
-    unsigned idle;      /* of these, in the semaphore, or awake from it and not yet at the lock */
-    bool manage_asked;  /* manage_bh is scheduled */
-    bool spawn_blocked; /* the last creation failed; the retry timer will try again */
-    bool retry_armed;
-    bool closing;                /* pool_free began: nothing is accepted */
-    bool stopping;               /* and nothing is left: workers leave */
-    uint64_t retry_ns;           /* back-off of the retry timer */
-    struct worker *exited;       /* have left the lock for the last time, to be joined */
+    unsigned queued;      /* the sum over the lanes, as are granted and running */
+    unsigned granted;     /* queued tasks with a token */
+    unsigned running;     /* tasks in a slot that left the queue or never were in it */
+    unsigned helpers;     /* of `running`: on the thread of a pool_run caller */
+    unsigned surplus;     /* tokens that stand for no task */
+    unsigned undelivered; /* enqueued tasks without their `done`; not those taken back */
+    unsigned threads;     /* workers, from before pthread_create until leave() */
+    unsigned starting;    /* of these, not yet at their first look for a task */
+    unsigned idle;        /* of these, in sem_clockwait, or back from it and not yet at the lock */
+    bool manage_asked;    /* manage_bh was scheduled, and has not yet looked at the pool */
+    bool
+        spawn_blocked; /* the last creation failed: retry_timer or a worker that starts clears it */
+    bool retry_armed;  /* the retry timer is armed, or workers_manage is about to arm it */
+    bool closing;      /* pool_free began: no task is accepted */
+    bool stopping;     /* pool_free found the pool empty: workers leave */
+    uint64_t retry_ns; /* the retry timer's next back-off */
+    struct worker *exited;       /* have left and are to be joined */
     struct pool_counters totals; /* only its first group is used */
 };
 
@@ -95,64 +102,76 @@ struct pool {
 
 void pool_lock(struct pool *pool);
 
-/* Checks the identities above, and asks for a worker when one is owed: nothing that changes the state can
- * forget to.
+/* Checks the identities between the counters, and schedules manage_bh when a worker is owed or a
+ * retry is to be armed.  Every change of the pool ends here, so no change can forget to ask for a
+ * worker.
  */
 void pool_unlock(struct pool *pool);
 
-/* The task has its result: hands it to the completion bottom half.  With or without the lock, any thread. */
+/* Stores the result and hands the task to the completion bottom half.  Any thread, with or without
+ * the lock.
+ */
 void pool_complete(struct pool *pool, struct task *task, int result);
 
-/* Worker, without the lock: runs the task and hands it to the completion bottom half. */
+/* Runs the task and hands it to the completion bottom half.  Worker, without the lock. */
 void pool_run_and_complete(struct pool *pool, struct task *task);
 
 /* --- lanes.c: all under lock --- */
 
+/* Appends the task to the queue of its lane, without a token. */
 void lanes_enqueue(struct pool *pool, struct task *task);
 
-/* The task leaves the queue.  Its token, if it has one, is still in the semaphore or in a worker's hand: unless the caller
- * holds it, it becomes a surplus one, for the next grant to use without a system call.
+/* Removes the task from the queue of its lane.  The token of a task that has one is not moved: it
+ * is in the semaphore or carried by a worker.  Unless the caller is that worker, it counts the
+ * token as surplus.
  */
 void lanes_dequeue(struct pool *pool, struct task *task);
 
+/* Whether one more task of the lane may occupy a slot. */
 bool lanes_have_free_slot(const struct pool *pool, enum pool_lane lane);
 void lanes_occupy_slot(struct pool *pool, enum pool_lane lane);
 void lanes_release_slot(struct pool *pool, enum pool_lane lane);
 
-/* Will the pool_run caller that waits for this task run it, rather than a worker? */
+/* Whether the pool_run caller that waits for this task is to run the task, rather than a worker. */
 bool lanes_waiter_runs(const struct pool *pool, const struct task *task);
 
-/* Gives slots to those whose turn it is: a token for a worker, or, to a waiting
- * pool_run caller that is to run its own task, the slot itself.
+/* Gives the free slots to the oldest tasks that may have them.  A task for a worker gets a token.
+ * A task whose pool_run caller is to run it is given back to that caller with the slot.  When no
+ * worker can come, a task without a waiting caller completes with -EAGAIN.
  */
 void lanes_grant(struct pool *pool);
 
-/* Takes all tokens back, so that lanes_grant decides anew. */
+/* Takes the tokens of all queued tasks back, so that lanes_grant decides anew. */
 void lanes_withdraw_tokens(struct pool *pool);
 
-/* The next task that a worker may run, now running, or NULL.  holds_token: the caller has
- * waited for a token, and gives it up.
+/* Takes the next task that a worker may run out of its queue, into a slot.  Returns NULL when there
+ * is none.  holds_token: the calling worker has waited for a token, and gives the token up.
  */
 struct task *lanes_take(struct pool *pool, bool holds_token);
 
-/* No worker exists and none can be created. */
+/* Whether no worker exists and the last creation failed. */
 bool lanes_are_stranded(const struct pool *pool);
 
 /* --- workers.c --- */
 
-/* Under lock.  More tasks have a token than there are workers to take it, and another may be created.
- * Derived from the counters at every unlock, so that no failed creation can strand it.
+/* Whether another worker is to be created: more tasks have a token than workers are idle or
+ * starting, and a worker may be created.  pool_unlock derives this from the counters each time and
+ * nothing remembers it, so a failed creation cannot strand it.  Under lock.
  */
 bool workers_owed(const struct pool *pool);
 
-/* Loop thread: the bottom half and timer that create and join workers. */
+/* The callbacks of manage_bh and retry_timer: create and join workers.  Loop thread, without the
+ * lock.
+ */
 void workers_manage(void *opaque);
 void workers_retry(void *opaque);
 
-/* Under lock, the lock is released meanwhile.  Returns when every worker has left. */
+/* Makes every worker leave, and returns when all have left.  Under lock; the wait releases the
+ * lock.
+ */
 void workers_stop(struct pool *pool);
 
-/* Joins those that have left. */
+/* Joins the workers that have left.  Without the lock; the loop thread, or pool_free at its end. */
 void workers_join_exited(struct pool *pool);
 
 #endif

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The way of a task: submitted, queued, run, completed, cancelled; and the pool as a whole.  See pool.h for what it
- * promises.  Who gets the next slot is decided in lanes.c.
+/* The way of a task (submitted, run, completed, cancelled), and the pool as a whole.  See pool.h
+ * for what each function promises.  lanes.c decides which task gets the next slot.
  *
- * Submitters call in from any thread, workers (workers.c) take tasks out and complete them, the loop thread
- * delivers completions.  Nothing here creates a thread, and nothing here runs a task on the loop thread.
+ * Submitters call in on any thread.  Workers (workers.c) take tasks out of the queues and complete
+ * them.  The loop thread delivers completed tasks.  Nothing here creates a thread, and nothing here
+ * runs a task on the loop thread.
  */
 #include <assert.h>
 #include <errno.h>
@@ -13,13 +14,17 @@
 
 #define IDLE_TIMEOUT_DEFAULT_NS 10000000000u
 
-/* --- The lock, and what must hold whenever it is released --- */
+/* --- The lock, and what holds whenever the lock is released --- */
 
 void pool_lock(struct pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
 }
 
+/* Every queued and running task is counted in its lane.  Every worker is starting, idle, or runs a
+ * task.  Every granted or surplus token is in the semaphore or carried by a worker, which counts as
+ * idle until it has the lock.
+ */
 static void check_identities(struct pool *pool)
 {
     const struct lane *fast = &pool->lanes[POOL_FAST], *slow = &pool->lanes[POOL_SLOW];
@@ -36,7 +41,7 @@ static void check_identities(struct pool *pool)
 void pool_unlock(struct pool *pool)
 {
     check_identities(pool);
-    /* A starting worker continues the chain itself. */
+    /* A starting worker creates the next ones itself. */
     bool owed = workers_owed(pool) && pool->starting == 0;
     bool retry = pool->spawn_blocked && !pool->retry_armed && !pool->stopping;
     bool ask = (owed || retry) && !pool->manage_asked;
@@ -44,7 +49,7 @@ void pool_unlock(struct pool *pool)
         pool->manage_asked = true;
     if (pool->closing)
         pthread_cond_broadcast(&pool->changed);
-    /* Before the unlock: manage_asked promises pool_free that the bottom half still exists. */
+    /* Before the unlock, because afterwards pool_free may go on and delete manage_bh. */
     if (ask)
         bh_schedule(pool->manage_bh);
     pthread_mutex_unlock(&pool->lock);
@@ -52,8 +57,8 @@ void pool_unlock(struct pool *pool)
 
 /* --- Completion --- */
 
-/* The result, then the state, then the bottom half: whoever sees the state sees the result.
- * After the push the loop thread may deliver the task and its memory may be gone.
+/* The order is result, state, push, bottom half: a thread that sees the state sees the result.
+ * After the push the loop thread may deliver the task, and then the task's memory may be gone.
  */
 void pool_complete(struct pool *pool, struct task *task, int result)
 {
@@ -74,6 +79,9 @@ static struct task *pop_delivering(struct pool *pool)
     return link ? container_of(link, struct task, completed) : NULL;
 }
 
+/* Tells the submitter that the task has its result.  waiter_wake or `done` is the last touch of the
+ * task.
+ */
 static void deliver(struct task *task)
 {
     struct task_waiter *waiter = task->waiter;
@@ -84,10 +92,13 @@ static void deliver(struct task *task)
         task->done(task);
 }
 
-/* The completion bottom half, on the loop thread.  A callback may poll the loop and wait there for
- * a task that stands behind it in this batch: so the bottom half is scheduled again before the callbacks.
- * Undoing that afterwards may undo a worker's scheduling as well; but the worker pushed its task before, so
- * the look after the cancel finds it.
+/* The completion bottom half, on the loop thread.
+ *
+ * A callback may poll the loop until another task of the same batch is delivered.  Only a nested
+ * call of this function can deliver that task, so the bottom half is scheduled again before the
+ * first callback.  bh_cancel undoes that afterwards, and may also cancel a schedule made by a
+ * worker meanwhile.  That worker has already pushed its task, so the check of `completed` below
+ * finds the task.
  */
 static void deliver_completed(void *opaque)
 {
@@ -102,7 +113,7 @@ static void deliver_completed(void *opaque)
     }
     bh_cancel(pool->completion_bh);
     if (!stack_is_empty(&pool->completed))
-        bh_schedule(pool->completion_bh); /* not a loop here: timers and watches get their turn */
+        bh_schedule(pool->completion_bh); /* not a loop here, so that timers and watches run too */
     if (!delivered)
         return;
     pool_lock(pool);
@@ -131,8 +142,8 @@ int pool_submit(struct pool *pool, struct task *task)
     return error;
 }
 
-/* Under lock.  May pool_run's caller run its task at once?  Only when nothing of its lane is queued before it, so
- * the lane stays a FIFO, and only in a free slot, so the bound holds.
+/* Whether pool_run's caller may run its task at once.  Nothing may be queued before the task, so
+ * that the lane stays a FIFO, and a slot must be free, so that the bound holds.  Under lock.
  */
 static bool may_run_at_once(const struct pool *pool, const struct task *task)
 {
@@ -140,6 +151,7 @@ static bool may_run_at_once(const struct pool *pool, const struct task *task)
            lanes_have_free_slot(pool, task->lane);
 }
 
+/* Runs the task on pool_run's caller, whose task occupies a slot already, and releases the slot. */
 static int run_in_own_slot(struct pool *pool, struct task *task)
 {
     int result = task->run(task);
@@ -151,7 +163,7 @@ static int run_in_own_slot(struct pool *pool, struct task *task)
     return result;
 }
 
-/* Waits for a worker's completion, or for a slot to run the task in. */
+/* Waits until the task has its result, or until the caller gets a slot to run the task in. */
 static int wait_for_task(struct pool *pool, struct task *task, struct task_waiter *waiter)
 {
     waiter_wait(&waiter->waiter);
@@ -190,7 +202,7 @@ int pool_run(struct pool *pool, struct task *task)
     return result;
 }
 
-/* Under lock. */
+/* Completes a queued task with -ECANCELED.  Under lock. */
 static void cancel_queued(struct pool *pool, struct task *task)
 {
     lanes_dequeue(pool, task);
@@ -256,8 +268,9 @@ void pool_read_counters(struct pool *pool, struct pool_counters *counters)
     pool_unlock(pool);
 }
 
-/* Spins a little before it sleeps: the lock is held for less than a microsecond, a sleep costs fifty.  Measured with
- * bench-pool, empty tasks: 1.3 times the throughput with 16 in flight, 1.2 times with 64.
+/* An adaptive mutex spins before it sleeps.  The lock is held for less than a microsecond, and a
+ * sleep costs about 50 us.  Measured with bench-pool, empty tasks: 1.3 times the throughput with 16
+ * tasks in flight, 1.2 times with 64.
  */
 static void init_lock(pthread_mutex_t *lock)
 {
@@ -276,7 +289,7 @@ static void free_memory(struct pool *pool)
     free(pool);
 }
 
-/* Loop thread: afterwards no callback of the pool's runs or will run. */
+/* Afterwards no callback of the pool runs any more.  Loop thread. */
 static void delete_callbacks(void *opaque)
 {
     struct pool *pool = opaque;
@@ -326,7 +339,7 @@ void pool_free(struct pool *pool, enum pool_free_policy policy)
     for (unsigned i = 0; i < POOL_LANES && policy == POOL_CANCEL; i++)
         while (pool->lanes[i].head)
             cancel_queued(pool, pool->lanes[i].head);
-    /* Until then workers are still created when owed: what is queued must run. */
+    /* Workers are still created meanwhile when they are owed, because queued tasks must run. */
     while (pool->queued || pool->running || pool->undelivered || pool->starting)
         pthread_cond_wait(&pool->changed, &pool->lock);
     workers_stop(pool);

@@ -2,12 +2,13 @@
 /* An intrusive list that many threads push to and one thread takes from.
  *
  * struct stack is the shared half: any thread pushes a link, without a lock.  struct queue is the
- * private half: one thread owns it.  stack_drain moves everything that was pushed to the end of the
- * queue in one atomic exchange, oldest first, so what was pushed leaves in FIFO order.
+ * private half: one thread owns it.  stack_drain takes every pushed link in one atomic exchange and
+ * appends the links to the queue, oldest first.  So links leave the queue in the order of the
+ * pushes.
  *
- * The pushing threads and the owner synchronise by the stack alone: what a thread wrote before
- * stack_push is visible to the owner after stack_drain.  Nothing here blocks, and no function here
- * touches a link after another thread may own it.
+ * A pushing thread and the owner synchronise by the stack alone: what the thread wrote before
+ * stack_push is visible to the owner after stack_drain.  Nothing here blocks, and no function
+ * touches a link that another thread may own.  Zeroed memory is an empty stack.
  */
 #ifndef AIODISK_STACK_H
 #define AIODISK_STACK_H
@@ -16,7 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Lies inside the object that is listed; container_of finds the object again. */
+/* A member of the listed object; container_of leads from the link to the object. */
 struct link {
     /* Owned by the pushing thread until stack_push, then by the owner of the queue. */
     struct link *next;
@@ -29,7 +30,7 @@ struct stack {
 struct queue {
     /* The owning thread only. */
     struct link *oldest;
-    struct link **end; /* where the next link goes */
+    struct link **end; /* where the pointer to the next pushed link goes */
 };
 
 #define container_of(pointer, type, member) ((type *)((char *)(pointer) - offsetof(type, member)))
@@ -47,7 +48,7 @@ static inline void queue_push(struct queue *queue, struct link *link)
     queue->end = &link->next;
 }
 
-/* The oldest link, which leaves the queue, or NULL. */
+/* Removes and returns the oldest link, or returns NULL when the queue is empty. */
 static inline struct link *queue_pop(struct queue *queue)
 {
     struct link *link = queue->oldest;
@@ -67,13 +68,15 @@ static inline void stack_push(struct stack *stack, struct link *link)
         ;
 }
 
-/* Any thread.  Sequentially consistent, so the sleep and wake-up handshakes may rely on it. */
+/* Any thread.  The load is sequentially consistent, as the push and the drain are: the handshakes
+ * between a thread that goes to sleep and a thread that pushes rely on that.
+ */
 static inline bool stack_is_empty(struct stack *stack)
 {
     return !atomic_load(&stack->newest);
 }
 
-/* The queue's owner: moves what was pushed to the end of the queue, oldest first. */
+/* Appends every pushed link to the queue, oldest first.  The queue's owner only. */
 static inline void stack_drain(struct stack *stack, struct queue *queue)
 {
     struct link *link = atomic_exchange(&stack->newest, NULL);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The life of the pool's threads: created when owed, idle, expired, joined.
+/* The life of the workers: created when owed, idle, expired, joined.
  *
- * Workers are created by a bottom half on the loop thread (so that they inherit its signal mask and affinity,
- * not a submitter's), which starts one; each new worker starts the next ones that are owed.  A
- * creation that fails is rolled back in one critical section, and tried again by a timer
- * with back-off; whether a worker is owed is never remembered, always derived.
+ * A worker is born in create_worker.  A bottom half on the loop thread (workers_manage) creates the
+ * first one, and each new worker creates the next ones that are owed.  So workers inherit the
+ * signal mask and the affinity of the loop thread, not those of a submitter.  A failed creation is
+ * rolled back in one critical section, and a timer with back-off (workers_retry) tries again.
+ * Whether a worker is owed is never remembered, but always derived from the counters.
  *
- * Which task runs when is decided in pool.c, not here.
+ * lanes.c decides which task a worker runs.  Nothing here runs a task but worker_main.
  */
 #include <assert.h>
 #include <errno.h>
@@ -16,11 +17,11 @@
 
 #include "pool/pool-internal.h"
 
-#define RETRY_LAST_NS 1000000000u
+#define RETRY_LAST_NS 1000000000u /* the longest back-off */
 #define NS_PER_S 1000000000u
 
-/* How many workers the chain has on their way at once.  A new thread takes about 50 us to its first line: with 1 a burst of 64
- * took 5 ms from cold, with 2 less than half (bench-pool).
+/* How many workers may be starting at once.  A new thread needs about 50 us to its first line.
+ * With 1, a burst of 64 tasks took 5 ms from cold; with 2, less than half of that (bench-pool).
  */
 #define CHAIN_WIDTH 2
 
@@ -32,15 +33,16 @@ bool workers_owed(const struct pool *pool)
            !pool->spawn_blocked && !pool->stopping;
 }
 
-/* Under lock: counts the thread that worker_create is about to make. */
+/* Counts the worker that create_worker is about to create.  Under lock. */
 static void reserve_worker(struct pool *pool)
 {
     pool->threads++;
     pool->starting++;
 }
 
-/* Under lock: worker_create failed.  All of it is rolled back before anyone can see a part.  When no
- * worker is left, those that have a token would wait for ever: lanes_grant finds other runners for them.
+/* Rolls reserve_worker back, all in one critical section, so no other thread sees a part of it.  If
+ * no worker is left, nobody would come for the tasks that have a token: their tokens are withdrawn,
+ * and lanes_grant gives the tasks to their callers or fails them.  Under lock.
  */
 static void creation_failed(struct pool *pool)
 {
@@ -54,7 +56,9 @@ static void creation_failed(struct pool *pool)
     }
 }
 
-/* Without the lock, after reserve_worker. */
+/* Creates one worker.  This is the only place that does.  Loop thread or worker, without the lock,
+ * after reserve_worker.
+ */
 static void create_worker(struct pool *pool)
 {
     pthread_t thread;
@@ -80,13 +84,16 @@ void workers_join_exited(struct pool *pool)
     pool_unlock(pool);
     while (worker) {
         struct worker *next = worker->next;
-        /* Waits for no more than the worker's return from worker_main. */
+        /* Short: the worker only has to return from worker_main. */
         pthread_join(worker->thread, NULL);
         free(worker);
         worker = next;
     }
 }
 
+/* The bottom half: joins the workers that have left, arms the retry timer after a failed creation,
+ * and creates the first of the workers that are owed.
+ */
 void workers_manage(void *opaque)
 {
     struct pool *pool = opaque;
@@ -109,8 +116,9 @@ void workers_manage(void *opaque)
         create_worker(pool);
 }
 
-/* Creation has failed some time ago.  Without any worker one is tried even if nothing is queued, so
- * that the next request does not have to find out.
+/* The retry timer: a creation failed one back-off ago.  If there is no worker, one is created even
+ * if nothing is queued, so that the next request need not find out whether creation works again.
+ * The back-off doubles each time the timer fires; a worker that starts resets it.
  */
 void workers_retry(void *opaque)
 {
@@ -129,6 +137,7 @@ void workers_retry(void *opaque)
         create_worker(pool);
 }
 
+/* The CLOCK_MONOTONIC time in `ns` nanoseconds. */
 static struct timespec deadline_in(uint64_t ns)
 {
     struct timespec ts;
@@ -139,7 +148,9 @@ static struct timespec deadline_in(uint64_t ns)
     return ts;
 }
 
-/* Under lock, which is released while it sleeps.  Returns whether it brings a token back. */
+/* Waits for a token for at most the idle time-out.  Returns whether the worker now holds a token.
+ * Under lock; the wait releases the lock.
+ */
 static bool wait_for_token(struct pool *pool)
 {
     struct timespec deadline = deadline_in(pool->idle_timeout_ns);
@@ -155,8 +166,10 @@ static bool wait_for_token(struct pool *pool)
     return rc == 0;
 }
 
-/* Under lock.  May this worker, which waited in vain, go?  Not while there are tokens: one may have been posted
- * between its time-out and its lock, counting on it.  Not as the last one while none can be created.
+/* A timed-out worker may leave only if no token is outstanding, more than min_threads workers
+ * exist, and it is not the last worker while creation fails.  The first condition prevents a lost
+ * wake-up: the worker's wait times out; a submitter, with the lock, counts the worker as idle and
+ * posts a token for it; the worker gets the lock.  Under lock.
  */
 static bool may_expire(const struct pool *pool)
 {
@@ -164,7 +177,7 @@ static bool may_expire(const struct pool *pool)
            !(pool->spawn_blocked && pool->threads == 1);
 }
 
-/* Under lock.  The next task to run, or NULL when the worker is to leave. */
+/* The next task to run, or NULL when the worker is to leave.  Under lock; may wait without it. */
 static struct task *next_task(struct pool *pool)
 {
     bool holds_token = false;
@@ -178,14 +191,16 @@ static struct task *next_task(struct pool *pool)
     }
 }
 
-/* Under lock.  The worker's last act: from here on it touches nothing of the pool's but the lock. */
+/* The worker leaves: from here on another thread may wait for it in pthread_join.  The worker only
+ * has to release the lock and to return from worker_main.  Under lock.
+ */
 static void leave(struct pool *pool, struct worker *worker)
 {
     pool->threads--;
     worker->next = pool->exited;
     pool->exited = worker;
     if (pool->stopping && pool->idle > 0) {
-        /* Wake the next one, which wakes the next: all leave. */
+        /* Wakes one idle worker, which wakes the next one when it leaves. */
         pool->surplus++;
         sem_post(&pool->tokens);
     }
@@ -195,9 +210,12 @@ static void leave(struct pool *pool, struct worker *worker)
     }
 }
 
-/* A worker is woken by those who wait for it: it need not preempt them (sched(7): SCHED_BATCH).  Measured over NBD with
- * dispatch=pool, ratio to ordinary workers, O_DIRECT: 16 reads in flight 1.14, 64 1.31, 16 on 4 connections 1.21, 16 writes
- * 1.04; page cache: 1.02-1.13; write and flush with dispatch=auto 1.05.  A policy inherited from the user stays.
+/* Makes this worker a SCHED_BATCH thread, which does not preempt the thread that wakes it
+ * (sched(7)).  That thread is about to wait for the worker anyway.  Measured over NBD with
+ * dispatch=pool, ratio to ordinary workers: O_DIRECT reads, 16 in flight 1.14, 64 in flight 1.31,
+ * 16 on each of 4 connections 1.21; 16 O_DIRECT writes 1.04; page cache 1.02-1.13.  With
+ * dispatch=auto, write and flush: 1.05.  A scheduling policy other than SCHED_OTHER was chosen by
+ * the user and stays.
  */
 static void schedule_as_batch(void)
 {
@@ -205,6 +223,7 @@ static void schedule_as_batch(void)
         sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
 }
 
+/* A worker thread: takes tasks and runs them until it is to leave. */
 static void *worker_main(void *opaque)
 {
     struct worker *worker = opaque;
@@ -218,7 +237,7 @@ static void *worker_main(void *opaque)
     pool->starting--;
     pool->spawn_blocked = false;
     pool->retry_ns = POOL_RETRY_FIRST_NS;
-    /* Taken before anything else, so that the counters tell whether another worker is owed. */
+    /* Takes a task first, so that workers_owed does not count this worker for that task. */
     struct task *task = lanes_take(pool, false);
     while (workers_owed(pool) && pool->starting < CHAIN_WIDTH) {
         reserve_worker(pool);
