@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The pool beside libuv's uv_queue_work and GLib's GThreadPool: the same number of threads, the same tasks, in
- * interleaved rounds; medians are printed.
+/* bench-pool: the pool beside libuv's uv_queue_work and GLib's GThreadPool.
  *
- * Each measurement runs in a child process of its own, because libuv's pool can be started only once in a process.  In
- * all three a task is submitted from the loop thread, run by a worker, and its completion comes back to the loop thread,
- * which submits the next.  (GLib's pool has no way back of its own: an idle source on the main context is what GTask uses.)
+ * All pools have the same number of threads and run the same tasks, in interleaved rounds; the
+ * medians are printed.  In each pool the loop thread submits a task, a worker runs the task, and
+ * the completion comes back to the loop thread, which submits the next task.  GLib's pool has no
+ * way back of its own, so the benchmark adds an idle source to the main context, as GTask does.
+ * Each measurement runs in a child process, because libuv's pool can be started only once in a
+ * process.
  *
  *   bench-pool [--rounds N] [--threads N] [--runtime MS]
  */
@@ -34,20 +36,22 @@ static unsigned rounds = 5, threads = 4, runtime_ms = 400;
 
 /* --- What is measured: the same for every pool --- */
 
-/* One task in flight; its slot is submitted again until the time is over. */
+/* One task in flight, submitted again until the time is over. */
 struct slot {
-    struct task task; /* first: ours */
-    uv_work_t work;   /* libuv's */
+    struct task task; /* for this pool; first, because `done` casts the task */
+    uv_work_t work;   /* for libuv */
     uint64_t submitted_ns;
 };
 
-/* The measurement of this process.  Loop thread only, but for what a task uses. */
+/* The measurement of this process.  Loop thread only, except what a task uses: burst, spin_ns,
+ * start_ns (all set before the first task), all_run and burst_ns.
+ */
 static struct {
     struct slot slots[MAX_IN_FLIGHT];
     void (*submit)(struct slot *slot);
     void (*finish)(void);
-    uint64_t spin_ns;   /* set once: what a task does */
-    unsigned in_flight; /* still to come back */
+    uint64_t spin_ns;   /* how long a task spins */
+    unsigned in_flight; /* tasks that have not come back for the last time */
     unsigned burst;     /* tasks that wait until all of them run, or 0 */
     pthread_barrier_t all_run;
     uint64_t start_ns, end_ns;
@@ -67,7 +71,7 @@ static uint64_t now_ns(void)
 static void work(void)
 {
     if (m.burst) {
-        /* Asleep until all of them run: as a task that waits for a disk. */
+        /* Sleeps until all tasks of the burst run, as a task that waits for a disk sleeps. */
         if (pthread_barrier_wait(&m.all_run) == PTHREAD_BARRIER_SERIAL_THREAD)
             atomic_store(&m.burst_ns, now_ns() - m.start_ns);
     } else if (m.spin_ns) {
@@ -83,7 +87,7 @@ static void submit(struct slot *slot)
     m.submit(slot);
 }
 
-/* Loop thread. */
+/* A task is complete: submits it again, or ends the measurement.  Loop thread. */
 static void completed(struct slot *slot)
 {
     uint64_t now = now_ns();
@@ -225,7 +229,9 @@ static void run_glib(void)
     g_main_loop_unref(glib_loop);
 }
 
-/* The caller that waits, and so may run its own task: no other pool has that, so it stands outside the ratios. */
+/* pool_run, whose waiting caller runs its own task.  No other pool has that, so the result is not
+ * part of the ratios.
+ */
 static void run_helping(void)
 {
     struct loop *loop;
@@ -330,7 +336,9 @@ static double value_of(const struct result *result, enum column column)
     return values[column];
 }
 
-/* One row: each pool's median, and ours over each of the others, round by round (above 1 is better for us). */
+/* One row: the median of each pool, then the median over the rounds of the ratio to each other
+ * pool.  A ratio above 1 means that this pool is better.
+ */
 static void print_row(const char *name, enum column column,
                       struct result results[SUBJECTS][MAX_ROUNDS])
 {
@@ -357,7 +365,7 @@ static void run_rounds(unsigned in_flight, uint64_t spin_ns, bool burst,
 {
     for (unsigned r = 0; r < rounds; r++)
         for (unsigned i = 0; i < SUBJECTS; i++) {
-            unsigned s = (i + r) % SUBJECTS; /* nobody is always the first */
+            unsigned s = (i + r) % SUBJECTS; /* each pool is first in turn */
             results[s][r] = measure(subjects[s].run, in_flight, spin_ns, burst);
         }
 }

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the pool's test programs share: tasks that wait at a gate, threads that start together, and a pool with its
- * loop.  A hang is found by the test's time limit, a broken promise by CHECK, on whichever thread.
+/* What the pool's test programs share: tasks that wait at a gate, and a pool with its loop.
+ *
+ * The functions run on any thread.  A hang is found by the time limit of meson's test; a broken
+ * promise is found by CHECK.  Nothing here knows the inside of the pool: the tests use pool.h and
+ * loop.h only.
  */
 #ifndef AIODISK_POOL_TEST_H
 #define AIODISK_POOL_TEST_H
@@ -21,7 +24,9 @@
 
 #include "pool/pool.h"
 
-/* Usable on any thread, unlike cmocka's. */
+/* Aborts the program unless the condition is true.  Any thread; cmocka's own macros need the thread
+ * that runs the test.
+ */
 #define CHECK(condition) \
     do { \
         if (!(condition)) { \
@@ -31,19 +36,23 @@
         } \
     } while (0)
 
-/* Sanitizers make everything slower; the races stay the same. */
+/* The number of rounds of a test; a tenth of it under a sanitizer, which makes every round slower.
+ */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 #define ROUNDS(n) ((n) / 10)
 #else
 #define ROUNDS(n) (n)
 #endif
 
-/* --- A gate: tasks wait at it, and the test waits until so many do --- */
+/* --- A gate: tasks wait at the gate, and the test waits until enough tasks do --- */
 
 struct gate {
+    /* Any thread. */
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    unsigned arrived; /* under lock, as all below */
+
+    /* Under lock. */
+    unsigned arrived; /* threads that have called gate_pass */
     bool open;
 };
 
@@ -55,6 +64,7 @@ static inline void gate_init(struct gate *gate)
     gate->open = false;
 }
 
+/* Waits until the gate is open. */
 static inline void gate_pass(struct gate *gate)
 {
     pthread_mutex_lock(&gate->lock);
@@ -65,6 +75,7 @@ static inline void gate_pass(struct gate *gate)
     pthread_mutex_unlock(&gate->lock);
 }
 
+/* Waits until so many threads have called gate_pass. */
 static inline void gate_wait_for(struct gate *gate, unsigned arrived)
 {
     pthread_mutex_lock(&gate->lock);
@@ -89,13 +100,14 @@ static inline void gate_destroy(struct gate *gate)
 
 /* --- Tasks --- */
 
+/* A task, and what became of it. */
 struct job {
     struct task task;
-    struct gate *gate;         /* or NULL: returns at once */
-    _Atomic unsigned runs;     /* how often run was called */
-    _Atomic unsigned finished; /* how often done was called */
-    int result;                /* what done saw; read after `finished` */
-    _Atomic unsigned *total;   /* or NULL: counts `done`s of many jobs */
+    struct gate *gate;         /* where `run` waits, or NULL */
+    _Atomic unsigned runs;     /* calls of `run` */
+    _Atomic unsigned finished; /* calls of `done` */
+    int result;                /* what `done` found; valid once `finished` is 1 */
+    _Atomic unsigned *total;   /* counts the calls of `done` of many jobs, or NULL */
 };
 
 #define JOB_RESULT 42
@@ -140,18 +152,45 @@ static inline struct job *jobs_new(unsigned n, enum pool_lane lane, struct gate 
     return jobs;
 }
 
+static inline void jobs_submit(struct pool *pool, struct job *jobs, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        CHECK(pool_submit(pool, &jobs[i].task) == 0);
+}
+
 static inline void sleep_us(unsigned us)
 {
     struct timespec ts = {us / 1000000, (us % 1000000) * 1000L};
     nanosleep(&ts, NULL);
 }
 
-/* What no event tells is polled; the test's time limit bounds it. */
+/* Polls a condition that no event tells.  The test's time limit bounds the wait. */
 #define WAIT_UNTIL(condition) \
     do { \
         while (!(condition)) \
             sleep_us(100); \
     } while (0)
+
+/* Submits n tasks that wait at a gate, waits until `expected` of them run at once, and opens the
+ * gate.  Returns when all have finished.
+ */
+static inline void jobs_run_at_once(struct pool *pool, unsigned n, unsigned expected)
+{
+    _Atomic unsigned finished = 0;
+    struct gate gate;
+
+    gate_init(&gate);
+    struct job *jobs = jobs_new(n, POOL_FAST, &gate, &finished);
+    jobs_submit(pool, jobs, n);
+    gate_wait_for(&gate, expected);
+    struct pool_counters c;
+    pool_read_counters(pool, &c);
+    CHECK(c.running == expected);
+    gate_open(&gate);
+    WAIT_UNTIL(atomic_load(&finished) == n);
+    gate_destroy(&gate);
+    free(jobs);
+}
 
 /* --- A pool with its loop --- */
 
@@ -179,8 +218,8 @@ static inline struct pool_counters counters_of(struct pool *pool)
     return c;
 }
 
-/* Every accepted task was carried out, or failed, in exactly one way.  A worker completes a task before it gives its
- * slot back.
+/* Every accepted task was run, or failed, in exactly one way.  The wait is for workers that have
+ * completed their task and not released the slot yet.
  */
 static inline void check_totals(struct pool *pool)
 {

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The loop's promises: a bottom half runs once however often it was scheduled, no wake-up is lost, spurious ones are
- * harmless, an eventfd at its maximum is one more wake-up, timers fire once, watches and bottom halves can be
- * deleted from inside themselves, and a callback may poll the loop.
+/* The event loop keeps the promises of loop.h.
+ *
+ * A bottom half runs once however often it was scheduled.  No wake-up is lost, and spurious ones do
+ * no harm.  An eventfd at its maximum wakes the loop.  A timer fires once and not early.  Watches
+ * and bottom halves can be deleted from inside their callbacks.  A callback may poll the loop.
  */
 #include "tests/lib/pool-test.h"
 
@@ -23,7 +25,7 @@ static int tear_down(void **state)
     return 0;
 }
 
-/* --wrap=write: lets a test find the loop's eventfd at its maximum at the very moment of the write. */
+/* --wrap=write: with fill_first set, the loop finds its eventfd at the maximum when it writes. */
 ssize_t __real_write(int fd, const void *buf, size_t count);
 ssize_t __wrap_write(int fd, const void *buf, size_t count);
 static atomic_bool fill_first;
@@ -56,7 +58,7 @@ static void wait_sem(sem_t *sem)
 
 struct counted {
     _Atomic unsigned runs;
-    sem_t entered, go_on;
+    sem_t entered, go_on; /* of `hold`, which keeps the loop thread busy in between */
 };
 
 static void count_run(void *opaque)
@@ -151,7 +153,9 @@ static void run_pingers(void)
         pthread_join(threads[i], NULL);
 }
 
-/* Each round schedules just when the loop is about to sleep: it has nothing else to do.  A lost wake-up hangs. */
+/* Each pinger schedules again as soon as it has its answer.  The loop has nothing else to do, so it
+ * is about to sleep at that moment.  A lost wake-up hangs the test.
+ */
 static void invariant_17_no_wake_up_is_lost(void **state)
 {
     run_pingers();
@@ -217,7 +221,7 @@ static void invariant_16_eventfd_at_its_maximum(void **state)
     while (atomic_load(&found_full) < 100) {
         bh_schedule(bh);
         wait_sem(&answered);
-        sleep_us(50); /* the loop goes to sleep meanwhile, more often than not */
+        sleep_us(50); /* the loop usually goes to sleep meanwhile */
     }
     atomic_store(&fill_first, false);
     bh_delete(bh);
@@ -254,7 +258,7 @@ static void arm(void *opaque)
     t->timer = loop_timer_new(loop, fire, t);
     loop_timer_arm(t->timer, 3600000000000u);
     t->armed_at = monotonic_ns();
-    loop_timer_arm(t->timer, 5000000); /* moves it */
+    loop_timer_arm(t->timer, 5000000); /* moves the deadline */
 }
 
 static void timer_fires_once_and_not_early(void **state)

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Each task completes exactly once, cancelled or not, whichever of worker, canceller and loop gets there first; and
- * a completion callback may do anything: submit, cancel, poll the loop.
+/* Each task completes exactly once, whichever of worker, canceller and loop thread comes first, and
+ * a completion callback may submit, cancel and poll the loop.
+ *
+ * Submitters and cancellers are threads of the test that start together behind a barrier.  Tasks
+ * run on workers, and completion callbacks run on the loop thread.  A task that completes twice,
+ * never, or with the result of another way fails a CHECK or hangs.
  */
 #include "tests/lib/pool-test.h"
 
@@ -23,7 +27,7 @@ static void *submit_all(void *opaque)
     return NULL;
 }
 
-/* Cancels every task again and again, at whatever state it finds it. */
+/* Cancels every task three times, in whatever state each task is. */
 static void *cancel_all(void *opaque)
 {
     struct race *race = opaque;
@@ -103,7 +107,7 @@ static void invariant_8_cancel_at_each_state(void **state)
     CHECK(pool_cancel(rig.pool, &active.task) == -EALREADY);
     CHECK(active.result == JOB_RESULT);
 
-    /* The worker whose token was cancelled away still serves. */
+    /* The worker still runs tasks after a cancelled task left its token behind. */
     job_init(&never, POOL_FAST, NULL, &finished);
     CHECK(pool_submit(rig.pool, &never.task) == 0);
     WAIT_UNTIL(atomic_load(&finished) == 3);
@@ -115,7 +119,7 @@ static void invariant_8_cancel_at_each_state(void **state)
 /* --- From inside a callback --- */
 
 struct callback {
-    struct job job; /* first: its done is ours */
+    struct job job; /* first, because `done` casts the task */
     struct pool *pool;
     struct loop *loop;
     struct job other;
@@ -160,7 +164,9 @@ static void invariant_8_cancel_inside_ones_own_callback(void **state)
     gate_destroy(&gate);
 }
 
-/* Submits another task and polls until that has completed; the other may be later in the same batch of completions. */
+/* Submits another task and polls the loop until that task has completed.  The other task may be
+ * later in the same batch of completions.
+ */
 static void poll_inside(struct task *task)
 {
     struct callback *c = (struct callback *)task;
@@ -195,7 +201,9 @@ static void invariant_9_nested_poll_completes_tasks(void **state)
     rig_free(&rig, POOL_DRAIN);
 }
 
-/* A batch of two: the first one's callback waits for the second one's, which only a nested poll can call. */
+/* The first callback of a batch of two waits for the second callback, which only a nested poll can
+ * call.
+ */
 static void wait_for_the_rest(struct task *task)
 {
     struct callback *c = (struct callback *)task;
@@ -205,7 +213,9 @@ static void wait_for_the_rest(struct task *task)
     atomic_store(&c->over, true);
 }
 
-/* Loop thread: while it is in here nothing is delivered, so both are in one batch when it returns. */
+/* Makes one batch of two completed tasks: this function runs on the loop thread, so nothing is
+ * delivered before it returns.
+ */
 static void complete_two_at_once(void *opaque)
 {
     struct callback *c = opaque;
@@ -221,9 +231,9 @@ static void invariant_9_nested_poll_delivers_the_rest_of_its_batch(void **state)
     struct rig rig;
 
     rig_new(&rig, &config);
+    /* Makes a worker now: later the loop thread, which creates workers, is busy. */
     struct job first;
-    job_init(&first, POOL_FAST, NULL,
-             NULL); /* so that there is a worker: it is created on the loop thread */
+    job_init(&first, POOL_FAST, NULL, NULL);
     CHECK(pool_submit(rig.pool, &first.task) == 0);
     WAIT_UNTIL(atomic_load(&first.finished) == 1);
     for (int round = 0; round < ROUNDS(1000); round++) {

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The end of a pool, and its bounds: free with work in every state and with either policy, submission while it ends,
- * bounds that change under load, and no thread left that could run unmapped code.
+/* The end of a pool, and its bounds.
+ *
+ * pool_free works with tasks in every state and with either policy, also while other threads
+ * submit.  The bounds may change under load.  When pool_free has returned, no thread is left that
+ * could run unmapped code.
  */
 #include "tests/lib/pool-test.h"
 
@@ -10,7 +13,7 @@
 
 static void invariant_2_identities_hold_and_all_is_zero_at_the_end(void **state)
 {
-    /* The identities themselves are asserted by the pool at each unlock, in every build; this is the work to hold them in. */
+    /* The pool asserts the identities at each unlock, in every build.  This test makes the load. */
     struct pool_config config = {.max_threads = 5, .helping = true};
     _Atomic unsigned finished = 0;
     struct rig rig;
@@ -36,12 +39,14 @@ static void invariant_2_identities_hold_and_all_is_zero_at_the_end(void **state)
     rig_free(&rig, POOL_DRAIN);
 }
 
+/* Opens the gate after a while, once enough tasks have finished.  While the gate is closed, only a
+ * cancelled task can finish.
+ */
 struct opener {
     struct gate *gate;
     unsigned after_us;
     _Atomic unsigned *finished;
-    unsigned
-        cancelled; /* opens when so many are finished, which without the gate only a cancellation can do */
+    unsigned cancelled; /* how many tasks must have finished */
 };
 
 static void *open_later(void *opaque)
@@ -53,7 +58,7 @@ static void *open_later(void *opaque)
     return NULL;
 }
 
-/* Some active, some queued, some workers starting, both lanes. */
+/* Frees a pool with active and queued tasks in both lanes and with starting workers. */
 static void free_with_work(enum pool_free_policy policy, unsigned round)
 {
     struct pool_config config = {.max_threads = 1 + round % 16};
@@ -100,7 +105,7 @@ struct shutdown {
     struct rig rig;
     pthread_barrier_t start;
     _Atomic unsigned accepted, finished;
-    struct gate holding; /* keeps the pool in its end until everybody was refused */
+    struct gate holding; /* keeps pool_free waiting until every submitter was refused */
 };
 
 static void count_and_free(struct task *task)
@@ -226,7 +231,7 @@ static void invariant_19_bounds_change_under_load(void **state)
         for (int round = 0; round < ROUNDS(140); round++) {
             unsigned max = bounds[round % 7];
             CHECK(pool_set_bounds(rig.pool, 0, max) == 0);
-            /* What ran above a smaller bound may finish; then it holds. */
+            /* Tasks that run above a smaller bound may finish first. */
             WAIT_UNTIL(counters_of(rig.pool).running <= max);
             atomic_store(&load.most, 0);
             WAIT_UNTIL(atomic_load(&load.most) > 0);
@@ -280,8 +285,7 @@ static void invariant_10_every_worker_is_joined(void **state)
         unsigned before = atomic_load(&created) - atomic_load(&joined);
         CHECK(pool_new(rig.loop, &config, &rig.pool) == 0);
         struct job *jobs = jobs_new(64, POOL_FAST, NULL, NULL);
-        for (unsigned i = 0; i < 64; i++)
-            CHECK(pool_submit(rig.pool, &jobs[i].task) == 0);
+        jobs_submit(rig.pool, jobs, 64);
         pool_free(rig.pool, round % 2 ? POOL_DRAIN : POOL_CANCEL);
         CHECK(atomic_load(&created) - atomic_load(&joined) == before);
         loop_free(rig.loop);
@@ -290,7 +294,7 @@ static void invariant_10_every_worker_is_joined(void **state)
     CHECK(atomic_load(&created) > 0);
 }
 
-/* The pool as a plugin has it: code that is unmapped right after pool_free. */
+/* The pool as part of a plugin: the code is unmapped right after pool_free. */
 static void invariant_19_dlclose_right_after_free(void **state)
 {
     const char *path = getenv("AIODISK_POOL_MODULE");

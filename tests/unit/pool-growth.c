@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* How the pool grows, also when threads cannot be created: nobody waits for ever, nothing is counted that does not exist,
- * and growing resumes when it can.  Thread creation is made to fail by --wrap=pthread_create.
+/* How the pool grows, also when threads cannot be created.
+ *
+ * No task waits for ever.  No counter counts a thread that does not exist.  Growth resumes when
+ * creation works again.  --wrap=pthread_create makes the creation of threads fail.
  */
 #include "tests/lib/pool-test.h"
 
@@ -10,7 +12,7 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, thread_
 
 #define NEVER_FAIL UINT32_MAX
 
-/* So many creations succeed, then all fail. */
+/* How many more creations succeed before all fail. */
 static _Atomic unsigned creations_left = NEVER_FAIL;
 static _Atomic unsigned creations_failed;
 
@@ -113,18 +115,18 @@ static void invariant_4_creation_fails_with_a_worker(void **state)
     rig_new(&rig, &config);
     allow_creations(1);
     struct job *jobs = jobs_new(200, POOL_FAST, NULL, &finished);
-    for (unsigned i = 0; i < 200; i++)
-        CHECK(pool_submit(rig.pool, &jobs[i].task) == 0);
+    jobs_submit(rig.pool, jobs, 200);
     WAIT_UNTIL(atomic_load(&finished) == 200);
     for (unsigned i = 0; i < 200; i++)
         CHECK(jobs[i].result == JOB_RESULT);
     CHECK(counters_of(rig.pool).threads <= 1);
 
-    /* The one worker is held up; the others come by the retry timer alone: nothing is submitted or finished meanwhile. */
+    /* The only worker waits at the gate.  The other workers come by the retry timer alone, because
+     * no task is submitted and none finishes meanwhile.
+     */
     gate_init(&gate);
     struct job *held = jobs_new(8, POOL_FAST, &gate, &finished);
-    for (unsigned i = 0; i < 8; i++)
-        CHECK(pool_submit(rig.pool, &held[i].task) == 0);
+    jobs_submit(rig.pool, held, 8);
     gate_wait_for(&gate, 1);
     WAIT_UNTIL(atomic_load(&creations_failed) > 0);
     allow_creations(NEVER_FAIL);
@@ -162,23 +164,6 @@ static void invariant_5_creation_fails_in_the_chain_then_free_returns(void **sta
     }
 }
 
-static void burst_reaches(struct rig *rig, unsigned expected)
-{
-    _Atomic unsigned finished = 0;
-    struct gate gate;
-
-    gate_init(&gate);
-    struct job *jobs = jobs_new(BURST, POOL_FAST, &gate, &finished);
-    for (unsigned i = 0; i < BURST; i++)
-        CHECK(pool_submit(rig->pool, &jobs[i].task) == 0);
-    gate_wait_for(&gate, expected);
-    CHECK(counters_of(rig->pool).running == expected);
-    gate_open(&gate);
-    WAIT_UNTIL(atomic_load(&finished) == BURST);
-    gate_destroy(&gate);
-    free(jobs);
-}
-
 static void wait_for_one_idle_worker(struct rig *rig)
 {
     _Atomic unsigned finished = 0;
@@ -196,13 +181,13 @@ static void invariant_6_a_burst_with_one_idle_worker_reaches_the_bound(void **st
         rig_new(&rig, &config);
         if (round % 3)
             wait_for_one_idle_worker(&rig);
-        burst_reaches(&rig, config.max_threads);
+        jobs_run_at_once(rig.pool, BURST, config.max_threads);
         check_totals(rig.pool);
         rig_free(&rig, POOL_DRAIN);
     }
 }
 
-/* A cannot finish before B has run. */
+/* Two tasks; a cannot finish before b has run. */
 struct pair {
     struct job a, b;
     struct gate b_ran;
@@ -210,14 +195,14 @@ struct pair {
 
 static int run_a(struct task *task)
 {
-    struct pair *pair = (struct pair *)((char *)task - offsetof(struct pair, a.task));
+    struct pair *pair = container_of(task, struct pair, a.task);
     gate_wait_for(&pair->b_ran, 1);
     return JOB_RESULT;
 }
 
 static int run_b(struct task *task)
 {
-    struct pair *pair = (struct pair *)((char *)task - offsetof(struct pair, b.task));
+    struct pair *pair = container_of(task, struct pair, b.task);
     gate_pass(&pair->b_ran);
     return JOB_RESULT;
 }

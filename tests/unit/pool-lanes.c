@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Order and fairness: first come, first served within a lane; a flood of slow tasks cannot keep the fast ones
- * waiting; and a waiting caller that runs its own task overtakes nobody in its lane.
+/* Order and fairness.
+ *
+ * Each lane is a FIFO.  A flood of slow tasks does not keep the fast tasks waiting.  A waiting
+ * caller that runs its own task overtakes no task of its lane.
+ *
+ * A task at a closed gate keeps its slot, so the tests decide when a slot comes free; no test
+ * relies on how long a task takes.
  */
 #include "tests/lib/pool-test.h"
 
@@ -15,10 +20,11 @@ static void invariant_18_a_flood_of_slow_tasks_does_not_stall_fast_ones(void **s
         gate_init(&gate);
         rig_new(&rig, &config);
         struct job *slow = jobs_new(200, POOL_SLOW, &gate, &finished);
-        for (unsigned i = 0; i < 200; i++)
-            CHECK(pool_submit(rig.pool, &slow[i].task) == 0);
+        jobs_submit(rig.pool, slow, 200);
         gate_wait_for(&gate, max / 2);
-        /* All slow slots are taken and none will come free: fast tasks finish all the same, by both ways in. */
+        /* The slow lane's share is used up, and no slot of it comes free.  Fast tasks finish all
+         * the same, by pool_submit and by pool_run.
+         */
         struct job *fast = jobs_new(500, POOL_FAST, NULL, &fast_finished);
         for (unsigned i = 0; i < 500; i++) {
             struct job mine;
@@ -104,7 +110,9 @@ static void *run_placed(void *opaque)
     return NULL;
 }
 
-/* Callers wait behind a full pool, each entering after the one before is queued: they take their tasks back in that order. */
+/* Callers wait behind a task that holds the only slot.  Each caller enters after the one before it
+ * is queued.  The callers take their tasks back in that order.
+ */
 static void invariant_20_callers_take_back_in_order(void **state)
 {
     for (int round = 0; round < ROUNDS(200); round++) {

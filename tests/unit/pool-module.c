@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A shared object with a pool in it, for test-pool-free to load, use and unload at once. */
+/* A shared object with a pool in it, as a plugin is one.  The test pool-free loads the object,
+ * calls use_pool, and unloads the object again at once.  A worker that outlives pool_free would
+ * then run unmapped code, and the test would crash.
+ *
+ * use_pool runs on the thread that the test calls it on, its tasks run on workers.  Nothing here
+ * keeps a thread or a descriptor after use_pool has returned.
+ */
 #include "tests/lib/pool-test.h"
 
+/* Creates a pool, runs 16 tasks on workers and frees the pool.  Any thread. */
 void use_pool(unsigned round) __attribute__((visibility("default")));
 
 void use_pool(unsigned round)
@@ -12,8 +19,7 @@ void use_pool(unsigned round)
 
     rig_new(&rig, &config);
     struct job *jobs = jobs_new(16, POOL_FAST, NULL, &finished);
-    for (unsigned i = 0; i < 16; i++)
-        CHECK(pool_submit(rig.pool, &jobs[i].task) == 0);
+    jobs_submit(rig.pool, jobs, 16);
     rig_free(&rig, POOL_DRAIN);
     CHECK(atomic_load(&finished) == 16);
     free(jobs);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Time and interruption: idle workers leave when they should and not when work comes at that moment, the wall clock does
- * not matter, spurious returns of the semaphore do not, and signals are invisible.  --wrap=sem_clockwait watches
- * and disturbs the workers' sleep.
+/* Time and interruption.
+ *
+ * Idle workers exit after the time-out, also when work comes at that moment.  The wall clock does
+ * not matter.  Spurious returns from the semaphore do no harm.  No signal reaches a worker or the
+ * loop.  --wrap=sem_clockwait watches and disturbs the sleep of the workers.
  */
 #include "tests/lib/pool-test.h"
 
@@ -16,7 +18,7 @@ static _Atomic unsigned sleeps;
 int __wrap_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *deadline)
 {
     static _Thread_local unsigned n;
-    /* Anything else would follow a jump of the wall clock. */
+    /* CLOCK_REALTIME would follow a jump of the wall clock. */
     CHECK(clock == CLOCK_MONOTONIC);
     atomic_fetch_add(&sleeps, 1);
     if (atomic_load(&spurious) && ++n % 2) {
@@ -30,24 +32,8 @@ static void submit_and_wait(struct rig *rig, unsigned n)
 {
     _Atomic unsigned finished = 0;
     struct job *jobs = jobs_new(n, POOL_FAST, NULL, &finished);
-    for (unsigned i = 0; i < n; i++)
-        CHECK(pool_submit(rig->pool, &jobs[i].task) == 0);
+    jobs_submit(rig->pool, jobs, n);
     WAIT_UNTIL(atomic_load(&finished) == n);
-    free(jobs);
-}
-
-static void make_workers(struct rig *rig, unsigned n)
-{
-    _Atomic unsigned finished = 0;
-    struct gate gate;
-    gate_init(&gate);
-    struct job *jobs = jobs_new(n, POOL_FAST, &gate, &finished);
-    for (unsigned i = 0; i < n; i++)
-        CHECK(pool_submit(rig->pool, &jobs[i].task) == 0);
-    gate_wait_for(&gate, n);
-    gate_open(&gate);
-    WAIT_UNTIL(atomic_load(&finished) == n);
-    gate_destroy(&gate);
     free(jobs);
 }
 
@@ -59,7 +45,7 @@ static void invariant_12_submission_at_the_moment_of_expiry(void **state)
     rig_new(&rig, &config);
     for (int round = 0; round < ROUNDS(5000); round++) {
         submit_and_wait(&rig, 1 + round % 3);
-        sleep_us(400 + rand() % 200); /* with the wake-up's own delay, around the time-out */
+        sleep_us(400 + rand() % 200); /* around the time-out, with the delay of the wake-up */
     }
     CHECK(counters_of(rig.pool).threads_created > 1);
     WAIT_UNTIL(counters_of(rig.pool).threads == 0);
@@ -73,9 +59,9 @@ static void invariant_12_min_threads_are_kept(void **state)
     struct rig rig;
 
     rig_new(&rig, &config);
-    make_workers(&rig, 8);
+    jobs_run_at_once(rig.pool, 8, 8);
     WAIT_UNTIL(counters_of(rig.pool).threads == 3);
-    /* They look again and again whether they may leave: wait for some of these looks. */
+    /* Each time-out makes a worker check whether it may leave: wait for some of these checks. */
     unsigned before = atomic_load(&sleeps);
     WAIT_UNTIL(atomic_load(&sleeps) > before + 30);
     CHECK(counters_of(rig.pool).threads == 3);
@@ -86,13 +72,13 @@ static void invariant_12_min_threads_are_kept(void **state)
 
 static void invariant_13_the_wall_clock_does_not_matter(void **state)
 {
-    /* The wrapper checks the clock of every sleep; here workers sleep, and the sleep ends by itself. */
+    /* The wrapper checks the clock of every sleep.  Here workers sleep until their time-out. */
     struct pool_config config = {.max_threads = 4, .idle_timeout_ns = 2000000};
     struct rig rig;
     unsigned before = atomic_load(&sleeps);
 
     rig_new(&rig, &config);
-    make_workers(&rig, 4);
+    jobs_run_at_once(rig.pool, 4, 4);
     WAIT_UNTIL(counters_of(rig.pool).threads == 0);
     CHECK(atomic_load(&sleeps) >= before + 4);
     rig_free(&rig, POOL_DRAIN);
@@ -120,7 +106,7 @@ static pthread_t test_thread;
 static void catch (int signal)
 {
     atomic_fetch_add(&caught, 1);
-    /* Neither the loop nor a worker may ever be interrupted. */
+    /* A signal on the loop thread or on a worker is an error. */
     if (!pthread_equal(pthread_self(), test_thread))
         abort();
 }
@@ -137,7 +123,7 @@ static void *storm_main(void *opaque)
     sigaddset(&set, SIGUSR1);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     while (!atomic_load(&storm->stop)) {
-        kill(getpid(), SIGUSR1); /* to whichever thread does not block it */
+        kill(getpid(), SIGUSR1); /* to any thread that does not block SIGUSR1 */
         pthread_kill(test_thread, SIGUSR1);
         sleep_us(20);
     }
@@ -156,7 +142,7 @@ static void invariant_15_a_storm_of_signals_is_invisible(void **state)
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
     rig_new(&rig, &config);
     CHECK(pthread_create(&thread, NULL, storm_main, &storm) == 0);
-    /* On a busy machine the storm may be slow to rise. */
+    /* On a busy machine the first signals may come late. */
     for (int round = 0; round < ROUNDS(3000) || atomic_load(&caught) <= 100; round++) {
         struct job job;
         job_init(&job, round % 2 ? POOL_SLOW : POOL_FAST, NULL, NULL);
