@@ -27,7 +27,7 @@ ELF_HEADER, PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("
 ET_CORE, EM_X86_64, PT_LOAD, PT_NOTE, PN_MAX = 4, 62, 1, 4, 0xFFFF
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV = 1, 3, 6
 
-# struct user_regs_struct of x86-64: the places of the registers that /proc/PID/task/TID/syscall has.
+# struct user_regs_struct of x86-64: places of the registers in /proc/PID/task/TID/syscall.
 REGISTERS = 27
 RIP, RSP, ORIG_RAX = 16, 19, 15
 ARGUMENTS = (14, 13, 12, 7, 9, 8)  # rdi, rsi, rdx, r10, r8, r9
@@ -61,7 +61,8 @@ def registers_of(task):
 def thread_note(pid, tid):
     """struct elf_prstatus: pid at 32, registers at 112."""
     registers = registers_of(f"/proc/{pid}/task/{tid}")
-    return note(NT_PRSTATUS, struct.pack(f"<32sI76s{REGISTERS}Q2I", b"", tid, b"", *registers, 0, 0))
+    layout = struct.Struct(f"<32sI76s{REGISTERS}Q2I")
+    return note(NT_PRSTATUS, layout.pack(b"", tid, b"", *registers, 0, 0))
 
 
 def process_note(pid):
