@@ -103,7 +103,7 @@ for cache in default none; do
     takes_no_writes
     stop
 done
-grep -q 1 "/sys/block/${device#/dev/}/queue/rotational" || 
+grep -q 1 "/sys/block/${device#/dev/}/queue/rotational" ||
     fail "the kernel does not let a loop device be rotational"
 
 server "a block device with -r" -r "$device"
