@@ -40,6 +40,7 @@ declare -A served
 launch() {
     local name=$1
     shift
+    : >"$dir/$name.out" # an earlier ./serve of that name may have printed Ctrl-C there
     setsid env --default-signal=INT "$copy/serve" "$@" >"$dir/$name.out" 2>"$dir/$name.err" &
     served[$name]=$!
     pids+=($!)

@@ -72,6 +72,13 @@ none_of "things left for later" '\b(TO''DO|FIX''ME|XX''X)\b' "${text[@]}"
 for folder in . pool backends plugin tests fio-jobs; do
     [ -f $folder/README.md ] || complain "$folder/README.md is missing"
 done
+for file in "${files[@]}"; do
+    case $file in
+    tests/*/*.[ch] | tests/*/*.sh | tests/*/*.py)
+        grep -qF "${file##*/}" tests/README.md || complain "tests/README.md does not list $file"
+        ;;
+    esac
+done
 [ "$(wc -c <README.md)" -le 8400 ] || complain "README.md has more than 8400 bytes"
 
 # --- The layers: plugin -> plugin/disk -> backends -> pool ---
