@@ -34,7 +34,10 @@ cleanup() {
     if declare -F before_cleanup >/dev/null; then before_cleanup; fi
     end_processes
     for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount -l "${mounts[i]}" 2>/dev/null; done
-    for i in "${loops[@]}"; do losetup -d "$i" 2>/dev/null; done
+    for i in "${loops[@]}"; do
+        blockdev --setrw "$i" 2>/dev/null # the flag would stay with the device
+        losetup -d "$i" 2>/dev/null
+    done
     for i in "${cgroups[@]}"; do rmdir "$i" 2>/dev/null; done
     rm -rf "$dir"
     exit "$status"
