@@ -141,6 +141,8 @@ make_loop() {
     need_root "loop devices"
     loop=$(losetup --show -f "$@" "$file")
     loops+=("$loop")
+    # A killed test may have left the device read-only with blockdev --setro.
+    [[ " $* " = *" -r "* ]] || blockdev --setrw "$loop"
 }
 
 # make_target file|loop SIZE: makes a file or a loop device filled with zeros; sets $target.
