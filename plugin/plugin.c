@@ -44,8 +44,8 @@
 /* -D aiodisk.stats=1: print the counters of the pool in .unload.  nbdkit sets the variable. */
 NBDKIT_DLL_PUBLIC int aiodisk_debug_stats;
 
-/* Written by the main thread while there are no connections.  Read by any thread in between. */
-static struct runtime runtime;
+/* Set once by .after_fork, read by any thread. */
+static struct room_config room_config;
 
 /* One client's connection. */
 struct handle {
@@ -64,7 +64,7 @@ static struct handle *handles; /* under handles_lock */
 /* Runs instead of all other callbacks but .unload, before any parameter is set. */
 static void aiodisk_dump_plugin(void)
 {
-    char why[RUNTIME_WHY_SIZE];
+    char why[ROOM_WHY_SIZE];
 
     printf("aiodisk_backends=");
     for (size_t i = 0, n = 0; backend_name(i); i++) {
@@ -77,7 +77,7 @@ static void aiodisk_dump_plugin(void)
 
 static int aiodisk_get_ready(void)
 {
-    char why[RUNTIME_WHY_SIZE];
+    char why[ROOM_WHY_SIZE];
 
     if (config_check() < 0)
         return -1;
@@ -111,16 +111,11 @@ static void raise_descriptor_limit(void)
     }
 }
 
-/* nbdkit does not fork any more, so threads and descriptors that are created here stay. */
+/* Nothing runs yet: each image starts its own threads when its first client connects. */
 static int aiodisk_after_fork(void)
 {
-    char why[RUNTIME_WHY_SIZE];
-
     raise_descriptor_limit();
-    if (runtime_start(&runtime, &config, config.backend, why) < 0) {
-        nbdkit_error("%s", why);
-        return -1;
-    }
+    room_config = runtime_room_config(&config, config.backend);
     return 0;
 }
 
@@ -142,18 +137,15 @@ static void aiodisk_close(void *handle)
     free(h);
 }
 
-/* nbdkit unloads a plugin only when no callback runs, so no other thread uses the handles, the
- * images or the runtime any more.  The images are closed before the runtime stops: image_put may
- * flush through the backend, and image_close_all waits for prefetches, which run on the pool.
+/* nbdkit unloads a plugin only when no callback runs, so no other thread uses the handles or the
+ * images any more.  The last handle of an image flushes and closes the image.
  */
 static void aiodisk_unload(void)
 {
     while (handles)
         aiodisk_close(handles);
-    image_close_all();
-    if (aiodisk_debug_stats && runtime.pool)
-        runtime_print_counters(&runtime);
-    runtime_stop(&runtime);
+    if (aiodisk_debug_stats && room_config.backend)
+        runtime_print_counters();
     health_forget_all();
     bounce_free_all();
     config_free();
@@ -204,14 +196,12 @@ static int get_image(int readonly, struct image **image, char why[LOG_LINE_SIZE]
 {
     const char *name;
     struct image_options options = {
-        .backend = runtime.backend,
+        .room = &room_config,
         .readonly = readonly,
         .direct = config.cache == CACHE_NONE,
         .locking = config.locking,
         .inherited = config.fd >= 0,
-        .keep = !config.directory,
-        .callers_write =
-            config.dispatch == DISPATCH_AUTO && backend_callers_perform(runtime.backend),
+        .many = config.directory,
     };
 
     int path_fd = open_export(&name, why);

@@ -1,80 +1,40 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Starts and stops loop, pool and backend in the right order.  See runtime.h.
+/* What the parameters mean for the machine rooms of the images.  See runtime.h.
  *
- * The pool delivers completions on the loop, and the backend hands requests to both.  So the loop
- * is started first and stopped last.
- *
- * Runs on nbdkit's main thread: runtime_try before nbdkit forks, runtime_start after the fork.  A
- * thread does not survive a fork, so runtime_try never leaves one behind.
+ * Runs on nbdkit's main thread, and on nbdkit's threads when an image is opened.  A thread does not
+ * survive a fork, so runtime_try, which runs before nbdkit forks, never leaves one behind.
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "plugin/runtime.h"
 
-int runtime_start(struct runtime *runtime, const struct config *cfg, const char *backend,
-                  char why[RUNTIME_WHY_SIZE])
+#include <stdio.h>
+
+struct room_config runtime_room_config(const struct config *cfg, const char *backend)
 {
-    struct pool_config pool = {
+    return (struct room_config){
+        .backend = backend,
         .max_threads = cfg->max_threads,
         .min_threads = cfg->min_threads,
+        .queue_depth = cfg->queue_depth,
         .helping = cfg->dispatch == DISPATCH_AUTO,
     };
-
-    memset(runtime, 0, sizeof *runtime);
-    int r = loop_new(&runtime->loop);
-    if (r < 0) {
-        snprintf(why, RUNTIME_WHY_SIZE, "the loop thread cannot be started: %s", strerror(-r));
-        return r;
-    }
-    r = pool_new(runtime->loop, &pool, &runtime->pool);
-    if (r < 0) {
-        snprintf(why, RUNTIME_WHY_SIZE, "the worker pool cannot be made: %s", strerror(-r));
-        goto fail;
-    }
-    struct backend_config backends = {
-        .loop = runtime->loop,
-        .pool = runtime->pool,
-        .queue_depth = cfg->queue_depth,
-        .direct = cfg->cache == CACHE_NONE,
-        .try_cached = cfg->dispatch == DISPATCH_AUTO && cfg->cache == CACHE_DEFAULT,
-    };
-    r = backend_open(backend, &backends, &runtime->backend, why, RUNTIME_WHY_SIZE);
-    if (r < 0)
-        goto fail;
-    return 0;
-
-fail:
-    runtime_stop(runtime);
-    return r;
 }
 
-void runtime_stop(struct runtime *runtime)
+int runtime_try(const struct config *cfg, const char *backend, char why[ROOM_WHY_SIZE])
 {
-    if (runtime->backend)
-        backend_close(runtime->backend);
-    if (runtime->pool)
-        pool_free(runtime->pool, POOL_DRAIN);
-    if (runtime->loop)
-        loop_free(runtime->loop);
-    memset(runtime, 0, sizeof *runtime);
-}
+    struct room_config room_config = runtime_room_config(cfg, backend);
+    struct room room;
 
-int runtime_try(const struct config *cfg, const char *backend, char why[RUNTIME_WHY_SIZE])
-{
-    struct runtime runtime;
-
-    int r = runtime_start(&runtime, cfg, backend, why);
+    int r = room_open(&room, &room_config, cfg->cache == CACHE_NONE, why);
     if (r == 0)
-        runtime_stop(&runtime);
+        room_close(&room);
     return r;
 }
 
-void runtime_print_counters(const struct runtime *runtime)
+void runtime_print_counters(void)
 {
     struct pool_counters c;
 
-    pool_read_counters(runtime->pool, &c);
+    room_read_totals(&c);
     fprintf(
         stderr,
         "aiodisk: counters: submitted=%llu enqueued=%llu worker_runs=%llu helped=%llu "

@@ -3,19 +3,25 @@
 #ifndef AIODISK_EXTENTS_H
 #define AIODISK_EXTENTS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 struct image;
 
-struct extent {
-    uint64_t offset, length; /* bytes */
-    bool hole;               /* and so reads as zeros; else it may be anything */
+struct extents_state {
+    atomic_bool no_seek; /* any thread, relaxed: SEEK_DATA does not work on this image */
 };
 
-/* Calls add(opaque, extent) for consecutive extents from `offset` on, until `length` bytes are covered, or after the
- * first with only_one.  Returns 0, -errno, or what add returned if that was not 0.  A hole is never reported
- * where data were when it was called.  Nbdkit's threads; blocks.
+struct extent {
+    uint64_t offset, length; /* bytes */
+    bool hole;               /* reads as zeros; otherwise the extent may hold anything */
+};
+
+/* Calls add(opaque, extent) for consecutive extents from `offset` on, until `length` bytes are
+ * covered, or for the first extent only with only_one.  A hole is never reported where there were
+ * data when the call began.  Returns 0, -errno of lseek(2) or fstat(2), or what `add` returned if
+ * that was not 0.  Any thread but a loop's and the workers'; blocks; takes no lock.
  */
 int image_extents(struct image *image, uint64_t length, uint64_t offset, bool only_one,
                   int (*add)(void *opaque, const struct extent *extent), void *opaque);

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Helpers for file descriptors.  See fd.h. */
+/* Opening an inode again through /proc/self/fd.  See fd.h.
+ *
+ * Runs on the main thread before nbdkit forks, and on nbdkit's threads when an image is opened.
+ * Never follows a name that somebody else can change: the inode is pinned by the descriptor.
+ */
+#include "plugin/disk/fd.h"
+
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
-
-#include "plugin/disk/fd.h"
 
 int fd_reopen(int fd, int flags)
 {
@@ -13,4 +18,31 @@ int fd_reopen(int fd, int flags)
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     int new_fd = open(path, flags | O_CLOEXEC);
     return new_fd < 0 ? -errno : new_fd;
+}
+
+/* Can a duplicate of `fd` stand for a descriptor opened with `flags`?  With O_APPEND it would write
+ * at the wrong offset, and with O_DIRECT it would refuse what is not aligned.  The flags belong to
+ * the user, so they are not changed.
+ */
+static bool may_duplicate(int fd, int flags)
+{
+    int own = fcntl(fd, F_GETFL);
+
+    if (flags & O_DIRECT || own & O_DIRECT)
+        return false;
+    if (own & O_APPEND && (flags & O_ACCMODE) != O_RDONLY)
+        return false;
+    return (own & O_ACCMODE) == O_RDWR || (own & O_ACCMODE) == (flags & O_ACCMODE);
+}
+
+int fd_reopen_or_duplicate(int fd, int flags)
+{
+    int new_fd = fd_reopen(fd, flags);
+
+    if (new_fd < 0 && may_duplicate(fd, flags)) {
+        new_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (new_fd < 0)
+            return -errno;
+    }
+    return new_fd;
 }

@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Helpers for file descriptors. */
+/* A second descriptor of an inode that is open already. */
 #ifndef AIODISK_FD_H
 #define AIODISK_FD_H
 
 /* Opens the inode that `fd` refers to again, with `flags` (open(2)): the result is a new open file
- * description.  `fd` may be an O_PATH descriptor.  Returns a descriptor with O_CLOEXEC, or -errno:
- * open(2)'s, and -ENOENT without /proc.  Any thread; blocks.
+ * description, with offset, flags, OFD locks and error reports of its own.  `fd` may be an O_PATH
+ * descriptor.  Returns a descriptor with O_CLOEXEC, or -errno: open(2)'s, and -ENOENT without
+ * /proc.  Any thread; blocks.
  */
 int fd_reopen(int fd, int flags);
+
+/* The same for a descriptor that the user passed to nbdkit.  Where opening is forbidden or
+ * impossible, the result is a duplicate of `fd`, if `fd` can stand for a descriptor opened with
+ * `flags`; a duplicate shares offset, flags, OFD locks and error reports with `fd`.
+ */
+int fd_reopen_or_duplicate(int fd, int flags);
 
 #endif

@@ -1,110 +1,34 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Flush, FUA, and the memory of failure.  See flush.h.
+/* Flush and FUA.  See flush.h.
  *
- * Runs on the requests' threads.  Whoever waits here, for a descriptor or for another's sync, does so
- * before taking a slot of the pool, so no worker waits for another request.  The lock of the set is never held
- * during I/O.
+ * Runs on the threads of requests.  A request that waits here, for a descriptor or for the sync of
+ * another request, waits before it takes a slot of the pool, so no worker waits for another
+ * request.  The lock of the set is never held during I/O.
  */
+#include "plugin/disk/flush.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "plugin/disk/fd.h"
-#include "plugin/disk/flush.h"
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
-#include "plugin/disk/log.h"
 
-/* A flush that found no free descriptor.  It is answered by a sync that starts after it came: either it is
- * given a descriptor and leads, or a leader takes it along.  On its caller's stack, under the set's lock.
+/* A flush that found no free descriptor.  A sync that starts after the flush came answers it:
+ * either the flush is given a descriptor and leads a sync, or the leader of a sync takes the flush
+ * along.  On the stack of its thread, under the set's lock.
  */
 struct flush_waiter {
     pthread_cond_t cond;
     struct flush_waiter *next;
-    int slot; /* >= 0: this one leads, with that descriptor */
+    int slot; /* >= 0: this flush leads, with that descriptor */
     bool done;
     int result; /* once done */
 };
-
-/* What is remembered of a disk for as long as the process lives, by identity and not by image: the image may
- * be closed and opened again, and a fresh descriptor knows nothing of old failures.
- */
-struct health {
-    struct image_key key;
-    _Atomic int error; /* 0, or the -errno of the first failed sync; never goes back */
-
-    /* Under healths_lock. */
-    unsigned references;
-    struct health *next;
-};
-
-static pthread_mutex_t healths_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct health *healths; /* under healths_lock */
-
-static struct health *health_get(const struct image_key *key)
-{
-    struct health *health;
-
-    pthread_mutex_lock(&healths_lock);
-    for (health = healths; health && !image_key_equal(&health->key, key);)
-        health = health->next;
-    if (!health) {
-        health = calloc(1, sizeof *health);
-        if (health) {
-            health->key = *key;
-            health->next = healths;
-            healths = health;
-        }
-    }
-    if (health)
-        health->references++;
-    pthread_mutex_unlock(&healths_lock);
-    return health;
-}
-
-/* A good one is forgotten with its last image, a bad one is kept. */
-static void health_put(struct health *health)
-{
-    pthread_mutex_lock(&healths_lock);
-    if (--health->references == 0 && atomic_load(&health->error) == 0) {
-        struct health **link = &healths;
-        while (*link != health)
-            link = &(*link)->next;
-        *link = health->next;
-        free(health);
-    }
-    pthread_mutex_unlock(&healths_lock);
-}
-
-void health_forget_all(void)
-{
-    while (healths) {
-        struct health *health = healths;
-        healths = health->next;
-        free(health);
-    }
-}
-
-int image_health(const struct image *image)
-{
-    return atomic_load(&image->flush.health->error);
-}
-
-static void health_fail(struct image *image, int err)
-{
-    int expected = 0;
-
-    if (atomic_compare_exchange_strong(&image->flush.health->error, &expected, err))
-        log_warning(
-            "%s: a sync failed (%s), so writes may be lost: every flush and FUA write on it fails from "
-            "now on. Check the disk below, restore or repair the image, then restart nbdkit",
-            image->name, strerror(-err));
-}
 
 void flush_set_init(struct flush_set *set)
 {
@@ -113,7 +37,14 @@ void flush_set_init(struct flush_set *set)
     set->last = &set->first;
 }
 
-/* More than half of the descriptors that the process may have are in use: the rest is for clients, and for other images. */
+void flush_set_destroy(struct flush_set *set)
+{
+    pthread_mutex_destroy(&set->lock);
+}
+
+/* More than half of the descriptors that the process may have are in use.  The other half is for
+ * connections and for other images.
+ */
 static bool is_scarce(int fd)
 {
     struct rlimit limit;
@@ -132,14 +63,16 @@ int flush_set_open(struct image *image)
         return 0;
     while (set->count < FLUSH_DESCRIPTORS) {
         int fd = fd_reopen(image->fd, O_RDWR);
-        /* One will do: flushes then share syncs.  An inherited descriptor may be all that we may use. */
-        if (fd < 0 && set->count == 0 && image->inherited)
+        /* One descriptor is enough: flushes then share syncs.  A descriptor that the user passed
+         * may be all that the process may use.
+         */
+        if (fd < 0 && set->count == 0 && image->inherited) {
             fd = fcntl(image->fd, F_DUPFD_CLOEXEC, 0);
-        if (fd < 0) {
-            if (set->count == 0)
-                return fd == -1 ? -errno : fd;
-            break;
+            if (fd < 0)
+                fd = -errno;
         }
+        if (fd < 0)
+            return set->count == 0 ? fd : 0;
         set->fds[set->count] = fd;
         set->free |= 1u << set->count;
         set->count++;
@@ -160,7 +93,7 @@ void flush_set_close(struct image *image)
         health_put(set->health);
 }
 
-/* Gives the descriptor to the oldest waiter, who leads the next sync, or to nobody. */
+/* Under lock: gives the descriptor to the oldest waiter, which leads the next sync, or to nobody. */
 static void pass_on(struct flush_set *set, int slot)
 {
     struct flush_waiter *heir = set->first;
@@ -176,22 +109,24 @@ static void pass_on(struct flush_set *set, int slot)
     pthread_cond_signal(&heir->cond);
 }
 
-/* Waits for a descriptor, with the lock held.  Returns a slot, or -1 when another's sync answered: *result. */
+/* Under lock, which is released while the flush waits.  Returns the descriptor to lead a sync with,
+ * or -1 when the sync of another flush gave the answer: *result.
+ */
 static int wait_for_slot(struct flush_set *set, int *result)
 {
-    struct flush_waiter me = {.slot = -1};
+    struct flush_waiter self = {.slot = -1};
 
-    pthread_cond_init(&me.cond, NULL);
-    *set->last = &me;
-    set->last = &me.next;
-    while (me.slot < 0 && !me.done)
-        pthread_cond_wait(&me.cond, &set->lock);
-    pthread_cond_destroy(&me.cond);
-    *result = me.result;
-    return me.done ? -1 : me.slot;
+    pthread_cond_init(&self.cond, NULL);
+    *set->last = &self;
+    set->last = &self.next;
+    while (self.slot < 0 && !self.done)
+        pthread_cond_wait(&self.cond, &set->lock);
+    pthread_cond_destroy(&self.cond);
+    *result = self.result;
+    return self.done ? -1 : self.slot;
 }
 
-/* Did the sync itself fail, and not the way to it? */
+/* Did the sync itself fail?  These errors mean that the sync was not carried out. */
 static bool is_verdict(int err)
 {
     return err < 0 && err != -ESHUTDOWN && err != -ECANCELED && err != -EAGAIN;
@@ -201,13 +136,27 @@ static int sync_slot(struct image *image, int slot)
 {
     struct request request = {.op = REQUEST_FDATASYNC, .fd = image->flush.fds[slot]};
 
-    int r = backend_run(image->backend, &request);
-    /* Before the descriptor is free again: this sync took the kernel's report away from it, so its next user would
-     * be told a false ok.  He asks image_health after his own sync, and finds this.
+    int r = backend_run(image->room.backend, &request);
+    /* Record the failure before releasing the descriptor.  The kernel reports it once, so the next
+     * sync there would succeed; its caller then checks image_health.
      */
     if (is_verdict(r))
-        health_fail(image, r);
+        image_fail(image, r);
     return r;
+}
+
+/* Under lock: answers the flushes that the sync took along. */
+static void answer_joined(struct flush_waiter *joined, int result)
+{
+    while (joined) {
+        /* The waiter's stack is gone once the lock is released: read the link first, signal last.
+         */
+        struct flush_waiter *waiter = joined;
+        joined = waiter->next;
+        waiter->result = result;
+        waiter->done = true;
+        pthread_cond_signal(&waiter->cond);
+    }
 }
 
 int image_flush(struct image *image)
@@ -219,7 +168,7 @@ int image_flush(struct image *image)
     r = image_health(image);
     if (r < 0 || image->readonly)
         return r;
-    atomic_store(&image->dirty, false);
+    atomic_store(&set->dirty, false);
 
     pthread_mutex_lock(&set->lock);
     if (set->free) {
@@ -232,33 +181,28 @@ int image_flush(struct image *image)
             return r;
         }
     }
-    /* Whoever waits now came before this sync starts, so it answers them too. */
+    /* The flushes that wait now came before this sync starts, so the sync answers them too. */
     joined = set->first;
     set->first = NULL;
     set->last = &set->first;
     pthread_mutex_unlock(&set->lock);
 
     r = sync_slot(image, slot);
-    /* Another sync may have failed while this one ran, and taken the report of what was lost before it. */
+    /* Another sync may have failed meanwhile, and taken the report of a write lost before this sync
+     * began.
+     */
     if (r == 0)
         r = image_health(image);
 
     pthread_mutex_lock(&set->lock);
-    while (joined) {
-        /* The waiter's stack is gone once the lock is: its link is read first, the signal is the last touch. */
-        struct flush_waiter *waiter = joined;
-        joined = waiter->next;
-        waiter->result = r;
-        waiter->done = true;
-        pthread_cond_signal(&waiter->cond);
-    }
+    answer_joined(joined, r);
     pass_on(set, slot);
     pthread_mutex_unlock(&set->lock);
     return r;
 }
 
-/* A descriptor for one write, or -1.  The last free one is left for syncs: if every descriptor were held by
- * a write that failed and wants a witness, none of them could ever get one.
+/* Returns a descriptor for one FUA write, or -1.  Never takes the last free descriptor: failed FUA
+ * writes hold theirs while they sync on another.
  */
 static int lease_slot(struct flush_set *set)
 {
@@ -280,56 +224,52 @@ static void return_slot(struct flush_set *set, int slot)
     pthread_mutex_unlock(&set->lock);
 }
 
-static int write_once(struct image *image, int fd, const void *buf, uint64_t length,
-                      uint64_t offset, unsigned flags)
+/* Writes with RWF_DSYNC.  Returns -EOPNOTSUPP where that does not work, or when no descriptor is
+ * free.
+ *
+ * Through the page cache the write uses a descriptor of its own, as a sync does: the kernel gives
+ * the report of a lost page to the first call on the descriptor that asks, and that could be
+ * another FUA write.  A direct write gets its own failure from the device.
+ */
+static int write_dsync(struct image *image, int fd, const void *buf, uint64_t length,
+                       uint64_t offset)
 {
-    struct iovec iov = {.iov_base = (void *)buf, .iov_len = length};
-    struct request request = {
-        .op = REQUEST_WRITE,
-        .flags = flags | (fd == image->fd && image->direct ? 0 : REQUEST_PAGE_CACHE),
-        .fd = fd,
-        .offset = offset,
-        .length = length,
-        .iov = &iov,
-        .iovcnt = 1,
-    };
+    struct flush_set *set = &image->flush;
+    int slot = -1;
 
-    return backend_run(image->backend, &request);
+    if (atomic_load(&set->no_dsync))
+        return -EOPNOTSUPP;
+    if (fd == image->buffered_fd) {
+        slot = lease_slot(set);
+        if (slot < 0)
+            return -EOPNOTSUPP;
+        fd = set->fds[slot];
+    }
+    int r =
+        image_transfer(image, REQUEST_WRITE, REQUEST_FUA, fd, (void *)buf, length, offset, NULL);
+    if (r == -EOPNOTSUPP)
+        atomic_store(&set->no_dsync, true);
+    /* A sync on another descriptor is the witness, while this descriptor is still held: on a full
+     * filesystem only this write has failed; after a lost write the sync fails too, and so does the
+     * disk.
+     */
+    else if (r < 0)
+        image_flush(image);
+    if (slot >= 0)
+        return_slot(set, slot);
+    return r == 0 ? image_health(image) : r;
 }
 
 int image_write_through(struct image *image, int fd, const void *buf, uint64_t length,
                         uint64_t offset)
 {
-    /* The kernel hands the report of a lost page to whichever call on the descriptor asks first, and that may be
-     * another FUA write: so through the page cache each gets a descriptor of its own, as a sync does.  A direct
-     * write is told of its own failure by the device.
-     */
-    bool through_cache = fd == image->buffered_fd;
-    int slot = -1;
     int r = image_health(image);
 
     if (r < 0)
         return r;
-    if (!atomic_load(&image->no_dsync)) {
-        if (through_cache)
-            slot = lease_slot(&image->flush);
-        if (slot >= 0 || !through_cache) {
-            r = write_once(image, slot >= 0 ? image->flush.fds[slot] : fd, buf, length, offset,
-                           REQUEST_FUA);
-            /* The witness is a sync on another descriptor, while this one is still held: a full filesystem fails
-             * this write and no more, a lost write fails the disk.
-             */
-            if (r < 0 && r != -EOPNOTSUPP)
-                image_flush(image);
-            if (slot >= 0)
-                return_slot(&image->flush, slot);
-            if (r == 0)
-                return image_health(image);
-            if (r != -EOPNOTSUPP)
-                return r;
-            atomic_store(&image->no_dsync, true);
-        }
-    }
-    r = write_once(image, fd, buf, length, offset, 0);
+    r = write_dsync(image, fd, buf, length, offset);
+    if (r != -EOPNOTSUPP)
+        return r;
+    r = image_transfer(image, REQUEST_WRITE, 0, fd, (void *)buf, length, offset, NULL);
     return r < 0 ? r : image_flush(image);
 }

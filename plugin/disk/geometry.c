@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What units a disk wants to be used in.  See image.h.
+/* Finds out the units in which a disk wants to be used.  See geometry.h.
  *
- * Runs on nbdkit's threads, when an image is opened.  Reads, and writes nothing.
+ * Runs on nbdkit's threads, when an image is opened.  Reads a few blocks; never writes to the disk
+ * and waits for no other image.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,15 +16,14 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "plugin/disk/bounce.h"
 #include "plugin/disk/image.h"
 
 #define PAGE_BYTES 4096u
 #define SECTOR_BYTES 512u
-#define MAX_ALIGN 65536u                /* nothing known wants more */
-#define MAX_PREFERRED_BLOCK (32u << 20) /* NBD protocol */
+#define MAX_ALIGN 65536u                /* bytes; no known disk wants more */
+#define MAX_PREFERRED_BLOCK (32u << 20) /* bytes; the NBD protocol's maximum */
 
-/* ioctl_xfs_dioinfo, from xfsctl(3): xfslibs-dev is not asked of builders for these three numbers. */
+/* XFS_IOC_DIOINFO, from xfsctl(3).  Declared here so that a build does not need xfslibs-dev. */
 struct xfs_dioinfo {
     uint32_t mem, min_io, max_io; /* bytes */
 };
@@ -34,7 +34,9 @@ static bool is_power_of_two(uint64_t n)
     return n != 0 && (n & (n - 1)) == 0;
 }
 
-/* Does a direct read in units of `unit` bytes work?  It starts at one unit, which no larger power of two divides. */
+/* Does a direct read in units of `unit` bytes work?  The read starts at one unit: no larger power of
+ * two divides that offset.
+ */
 static bool trial_read(int fd, void *memory, uint32_t unit)
 {
     ssize_t r;
@@ -42,29 +44,31 @@ static bool trial_read(int fd, void *memory, uint32_t unit)
     do {
         r = pread(fd, memory, unit, unit);
     } while (r < 0 && errno == EINTR);
-    /* A bad sector is no matter of alignment. */
+    /* EIO is a bad sector: it says nothing about the alignment. */
     return r >= 0 || errno == EIO;
 }
 
 static int try_units(struct image *image)
 {
-    struct bounce bounce;
+    void *memory = aligned_alloc(MAX_ALIGN, MAX_ALIGN);
     int r = -ENOTSUP;
 
-    if (bounce_get(&bounce, MAX_ALIGN) < 0)
+    if (!memory)
         return -ENOMEM;
     for (uint32_t unit = SECTOR_BYTES; unit <= MAX_ALIGN && r < 0; unit *= 2) {
-        if (trial_read(image->fd, bounce.memory, unit)) {
+        if (trial_read(image->fd, memory, unit)) {
             image->geometry.align = unit;
             image->geometry.mem_align = unit > PAGE_BYTES ? unit : PAGE_BYTES;
             r = 0;
         }
     }
-    bounce_put(&bounce);
+    free(memory);
     return r;
 }
 
-/* What the kernel says of direct I/O on this file: 0, -ENOTSUP (it says no), -ENODATA (it says nothing). */
+/* Asks statx(2) about direct I/O on this file.  Returns 0, -ENOTSUP (the file has no direct I/O), or
+ * -ENODATA (no answer).
+ */
 static int ask_statx(struct image *image)
 {
 #ifdef STATX_DIOALIGN
@@ -79,8 +83,8 @@ static int ask_statx(struct image *image)
         return -ENODATA;
     image->geometry.align = stx.stx_dio_offset_align;
     image->geometry.mem_align = stx.stx_dio_mem_align;
-    /* A driver whose sector is a page may take every segment for a whole page: zram says 512 here, and puts the wrong bytes
-     * into memory that is not page aligned (seen on Linux 6.18).
+    /* A driver whose sector is a page may take every segment for a whole page: zram reports 512
+     * here, and stores wrong bytes in memory that is not aligned to pages (seen on Linux 6.18).
      */
     if (image->geometry.align >= PAGE_BYTES)
         image->geometry.mem_align = image->geometry.align;
@@ -112,8 +116,6 @@ static int ask_ioctls(struct image *image)
 
 static int probe_alignment(struct image *image)
 {
-    struct bounce bounce;
-
     image->geometry.align = image->geometry.mem_align = 1;
     if (!image->direct)
         return 0;
@@ -127,15 +129,16 @@ static int probe_alignment(struct image *image)
     if (image->geometry.align > MAX_ALIGN || (image->geometry.mem_align > PAGE_BYTES &&
                                               image->geometry.mem_align > image->geometry.align))
         return try_units(image);
-    /* Some filesystems take O_DIRECT at open and refuse the I/O. */
-    if (bounce_get(&bounce, MAX_ALIGN) < 0)
+    /* Some filesystems accept O_DIRECT in open(2) and refuse the I/O. */
+    void *memory = aligned_alloc(MAX_ALIGN, MAX_ALIGN);
+    if (!memory)
         return -ENOMEM;
-    r = trial_read(image->fd, bounce.memory, image->geometry.align) ? 0 : -ENOTSUP;
-    bounce_put(&bounce);
-    return r == 0 ? 0 : try_units(image);
+    bool works = trial_read(image->fd, memory, image->geometry.align);
+    free(memory);
+    return works ? 0 : try_units(image);
 }
 
-/* The unit of queue/rotational, for a disk and for a partition of one. */
+/* Reads queue/rotational of a disk, or of the disk that a partition lies on. */
 static bool is_rotational(dev_t device)
 {
     static const char *const files[] = {"queue/rotational", "../queue/rotational"};
@@ -183,8 +186,8 @@ static int measure_file(struct image *image)
     image->geometry.sector = SECTOR_BYTES;
     image->geometry.preferred_block =
         is_power_of_two(st.st_blksize) ? (uint32_t)st.st_blksize : PAGE_BYTES;
-    /* fallocate zeroes parts of a filesystem block through the page cache.  Pages that direct
-     * writes also touch must not be left dirty there: written back later, they would undo these.
+    /* fallocate(2) zeroes parts of a filesystem block through the page cache.  A page that direct
+     * writes also touch must not become dirty there: its writeback would undo the direct writes.
      */
     image->geometry.granule = 1;
     if (image->direct) {

@@ -9,7 +9,9 @@
 struct image;
 
 struct geometry {
-    /* Set once by image_probe_geometry before the image is shared, read by any thread.  All in bytes, powers of two. */
+    /* Set once by image_probe_geometry, before other threads see the image; read by any thread.
+     * All sizes are in bytes, and powers of two.
+     */
     uint32_t align;     /* offset and length of direct I/O; 1 unless direct */
     uint32_t mem_align; /* memory of direct I/O; 1 unless direct */
     uint32_t granule;   /* >= align: what fallocate can take without the page cache */
@@ -18,7 +20,9 @@ struct geometry {
     bool rotational;
 };
 
-/* Fills in image->geometry.  Returns 0, or -ENOTSUP when direct I/O is not to be had on image->fd. */
+/* Fills in image->geometry.  Returns 0; -ENOTSUP when direct I/O does not work on image->fd; -ENOMEM;
+ * or -errno of fstat(2).  Called by image_open; blocks.
+ */
 int image_probe_geometry(struct image *image);
 
 #endif

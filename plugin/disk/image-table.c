@@ -1,28 +1,29 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The list of open images: who comes for the same disk gets the same image, whatever name it came by.
+/* The table of open images.  Clients of the same disk share one image, under whatever name each
+ * client found the disk.
  *
- * Runs on nbdkit's threads when clients come and go.  The list's lock is never held while an image is opened, flushed or closed:
- * a disk that is slow or hangs holds up only those who come for that disk.  (find_stale does look at the
- * disk of a kept image, but then all clients come for that one: only file= and fd= keep images.)
+ * Runs on nbdkit's threads when clients connect and disconnect, and on the main thread at the end.
+ * The table's lock is never held during a system call on a disk: a disk that is slow or hangs holds
+ * up only the clients of that disk.
  */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "plugin/disk/health.h"
 #include "plugin/disk/image-table.h"
+#include "plugin/disk/image.h"
 
-/* For half a second: see image_get. */
+/* How often an image whose lock another program holds is tried, see image_get. */
 #define LOCK_TRIES 25
 #define LOCK_PAUSE_NS 20000000
 
 static pthread_mutex_t images_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t images_changed =
-    PTHREAD_COND_INITIALIZER; /* broadcast: an image was opened, or left the list */
-static struct image *images;  /* under images_lock */
+/* Broadcast when an image was opened or has left the table. */
+static pthread_cond_t images_changed = PTHREAD_COND_INITIALIZER;
+static struct image *images; /* under images_lock */
 
 /* Under images_lock. */
 static struct image *find_image(const struct image_key *key, bool readonly)
@@ -30,137 +31,119 @@ static struct image *find_image(const struct image_key *key, bool readonly)
     struct image *image = images;
 
     while (image && !(image->wants_readonly == readonly && image_key_equal(&image->key, key)))
-        image = image->next;
+        image = image->entry.next;
     return image;
 }
 
-/* Under images_lock: an image that is kept without a client and is not what the newcomer means.  The file was replaced by another
- * of the same name, or it could only be read and now can be written.
+/* Under images_lock, which is released during the close.  Nobody has a reference.  A client that
+ * comes meanwhile waits until the image has left the table.
  */
-static struct image *find_stale(const struct image_key *key, int path_fd)
-{
-    struct image *image = images;
-
-    for (; image; image = image->next) {
-        if (!image->keep || image->references > 0 || image->state != IMAGE_OPEN)
-            continue;
-        if (!image_key_equal(&image->key, key))
-            break;
-        if (image->readonly && !image->wants_readonly && image_could_be_written(image, path_fd))
-            break;
-    }
-    return image;
-}
-
-/* Under images_lock, which it lets go meanwhile.  Nobody has a reference.  Newcomers wait until it has left the list. */
 static void close_and_unlink(struct image *image)
 {
-    assert(image->references == 0);
-    image->state = IMAGE_CLOSING;
+    assert(image->entry.references == 0);
+    image->entry.state = IMAGE_CLOSING;
     pthread_mutex_unlock(&images_lock);
     image_close(image);
     pthread_mutex_lock(&images_lock);
     struct image **link = &images;
     while (*link != image)
-        link = &(*link)->next;
-    *link = image->next;
+        link = &(*link)->entry.next;
+    *link = image->entry.next;
     pthread_cond_broadcast(&images_changed);
     image_free(image);
 }
 
-/* Under images_lock, which it lets go meanwhile.  The caller has the only reference.  What was written is made durable while the
- * image is still open and found by newcomers; whoever came, wrote and left meanwhile made it dirty again.
+/* Under images_lock, which is released during the flush.  The caller has the only reference.  Makes
+ * what was written durable while the image is still open and in the table.  A client that came,
+ * wrote and left meanwhile made the image dirty again.
  */
 static void flush_dirty(struct image *image)
 {
-    while (image->references == 1 && atomic_load(&image->dirty) && image_health(image) == 0) {
+    while (image->entry.references == 1 && atomic_load(&image->flush.dirty) &&
+           image_health(image) == 0) {
         pthread_mutex_unlock(&images_lock);
         image_flush(image);
         pthread_mutex_lock(&images_lock);
     }
 }
 
-/* Under images_lock, which it lets go meanwhile. */
-static void close_stale(const struct image_key *key, int path_fd)
-{
-    struct image *image;
-
-    while ((image = find_stale(key, path_fd))) {
-        image->references++;
-        flush_dirty(image);
-        if (--image->references == 0)
-            close_and_unlink(image);
-    }
-}
-
-/* Under images_lock, which it lets go meanwhile.  The image in question, with a reference for the caller: an open one, or a new
- * one that the caller is to open.  NULL: no memory.
+/* Under images_lock, which is released while another thread opens or closes the image.  Returns the
+ * image of the disk, with a reference for the caller: an open one; or a new one, which takes over
+ * `opened` and which the caller is to open.  NULL: no memory.
  */
-static struct image *find_or_add(const struct image_key *key, int path_fd, const char *name,
+static struct image *find_or_add(struct image_source *opened, const char *name,
                                  const struct image_options *options)
 {
-    close_stale(key, path_fd);
-    struct image *image = find_image(key, options->readonly);
-    while (image && image->state != IMAGE_OPEN) {
+    struct image *image = find_image(&opened->key, options->readonly);
+
+    while (image && image->entry.state != IMAGE_OPEN) {
         pthread_cond_wait(&images_changed, &images_lock);
-        image = find_image(key, options->readonly);
+        image = find_image(&opened->key, options->readonly);
     }
     if (!image) {
-        image = image_new(key, name, options);
+        image = image_new(opened, name, options);
         if (!image)
             return NULL;
-        image->next = images;
+        image->entry.next = images;
         images = image;
     }
-    image->references++;
+    image->entry.references++;
     return image;
 }
 
-static int get_once(int path_fd, const char *name, const struct image_options *options,
-                    struct image **result, char why[LOG_LINE_SIZE])
+/* Opens the new image, and wakes the clients that wait for that. */
+static int open_new(struct image *image, const struct image_options *options,
+                    char why[LOG_LINE_SIZE])
 {
-    struct stat st;
+    int r = image_open(image, options, why);
 
-    if (fstat(path_fd, &st) < 0) {
-        int err = -errno;
-        snprintf(why, LOG_LINE_SIZE, "%s: %s", name, strerror(-err));
-        return err;
-    }
-    struct image_key key = {.block = S_ISBLK(st.st_mode)};
-    key.device = key.block ? st.st_rdev : st.st_dev;
-    key.inode = key.block ? 0 : st.st_ino;
-
-    pthread_mutex_lock(&images_lock);
-    struct image *image = find_or_add(&key, path_fd, name, options);
-    bool is_new = image && image->state == IMAGE_OPENING;
-    pthread_mutex_unlock(&images_lock);
-    if (!image) {
-        snprintf(why, LOG_LINE_SIZE, "%s: %s", name, strerror(ENOMEM));
-        return -ENOMEM;
-    }
-    if (!is_new) {
-        /* A file may have been made larger or smaller since: who comes now sees what it is now. */
-        image_follow_size(image);
-        *result = image;
-        return 0;
-    }
-
-    int r = image_open(image, path_fd, options, why);
     pthread_mutex_lock(&images_lock);
     if (r == 0) {
-        image->state = IMAGE_OPEN;
+        image->entry.state = IMAGE_OPEN;
         pthread_cond_broadcast(&images_changed);
-        *result = image;
     } else {
-        image->references--;
+        image->entry.references--;
         close_and_unlink(image);
     }
     pthread_mutex_unlock(&images_lock);
     return r;
 }
 
-/* The locks of a killed program that used io_uring go away up to 60 ms after wait(2) has told of its death (seen on Linux
- * 6.18): a server that is restarted at once must not refuse its first client for that.
+static int get_once(int path_fd, const char *name, const struct image_options *options,
+                    struct image **result, char why[LOG_LINE_SIZE])
+{
+    struct image_source opened;
+
+    /* The key is that of the descriptor that will be used, not of path_fd: on overlayfs the first
+     * open for writing copies the file up, which changes its device and inode.
+     */
+    int r = image_open_source(&opened, path_fd, name, options, why);
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&images_lock);
+    struct image *image = find_or_add(&opened, name, options);
+    bool is_new = image && image->entry.state == IMAGE_OPENING;
+    pthread_mutex_unlock(&images_lock);
+    if (!image) {
+        image_close_source(&opened);
+        snprintf(why, LOG_LINE_SIZE, "%s: %s", name, strerror(ENOMEM));
+        return -ENOMEM;
+    }
+    if (is_new) {
+        r = open_new(image, options, why);
+    } else {
+        image_close_source(&opened);
+        /* The disk may have become larger or smaller: a new client sees the size of now. */
+        image_follow_size(image);
+    }
+    if (r == 0)
+        *result = image;
+    return r;
+}
+
+/* The locks of a killed program that used io_uring are released up to 60 ms after wait(2) has
+ * reported its death (seen on Linux 6.18).  A server that is restarted at once must not refuse its
+ * first client for that.
  */
 int image_get(int path_fd, const char *name, const struct image_options *options,
               struct image **result, char why[LOG_LINE_SIZE])
@@ -178,18 +161,9 @@ int image_get(int path_fd, const char *name, const struct image_options *options
 void image_put(struct image *image)
 {
     pthread_mutex_lock(&images_lock);
-    if (!image->keep)
-        flush_dirty(image);
-    assert(image->references > 0);
-    if (--image->references == 0 && !image->keep)
+    flush_dirty(image);
+    assert(image->entry.references > 0);
+    if (--image->entry.references == 0)
         close_and_unlink(image);
-    pthread_mutex_unlock(&images_lock);
-}
-
-void image_close_all(void)
-{
-    pthread_mutex_lock(&images_lock);
-    while (images)
-        close_and_unlink(images);
     pthread_mutex_unlock(&images_lock);
 }

@@ -1,138 +1,170 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* One open image, shared by all its connections, whatever names they came by.
+/* One open image, shared by all clients of the disk.
  *
- * image-table.c finds it, image.c opens it, geometry.c measures it; the other files each implement one part of
- * what a disk means on it: transfer.c, flush.c, zero.c, extents.c, lock.c.
+ * image-table.c finds an image, image.c opens, measures and closes it.  Every other file of this
+ * folder implements one part of what a disk means, and owns the sub-struct of that name.
+ *
+ * An image owns its machine room (loop, pool, backend), its share of the bounce memory and its
+ * descriptors, so what its storage does reaches no other image.
  */
 #ifndef AIODISK_IMAGE_H
 #define AIODISK_IMAGE_H
 
 #include <pthread.h>
-#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "backends/backend.h"
+#include "backends/room.h"
+#include "plugin/disk/bounce.h"
+#include "plugin/disk/extents.h"
 #include "plugin/disk/flush.h"
 #include "plugin/disk/geometry.h"
 #include "plugin/disk/log.h"
+#include "plugin/disk/prefetch.h"
 #include "plugin/disk/qemu-lock.h"
 #include "plugin/disk/range-lock.h"
+#include "plugin/disk/transfer.h"
+#include "plugin/disk/zero.h"
 
-#define IMAGE_MAX_REQUEST (64u << 20) /* bytes of data, advertised and kept by nbdkit */
+/* The largest request that carries data, in bytes.  nbdkit advertises and enforces it. */
+#define IMAGE_MAX_REQUEST (64u << 20)
 
-/* What makes two descriptors the same disk. */
+/* Identifies a disk.  Two descriptors with equal keys refer to the same disk, and a file that gets
+ * the inode of a deleted one has another key.
+ */
 struct image_key {
-    bool block; /* then device is st_rdev and inode 0, for a block device may have several nodes */
-    dev_t device;
-    ino_t inode;
+    bool block;     /* a block device */
+    dev_t device;   /* file: st_dev; block device: st_rdev, for a device may have several nodes */
+    ino_t inode;    /* file: st_ino; block device: 0 */
+    uint64_t birth; /* file: ns since 1970 of its birth (statx(2)); block device: diskseq; or 0 */
 };
 
-/* How many write into one file's page cache at once. */
-#define IMAGE_WRITE_TURNS 2u
-
-/* What is known of a way to zero or discard: found out by trying, remembered. */
-enum ability { ABILITY_UNKNOWN, ABILITY_YES, ABILITY_NO };
-
+/* Under the lock of image-table.c. */
 enum image_state { IMAGE_OPENING, IMAGE_OPEN, IMAGE_CLOSING };
-
-struct image {
-    /* Set once by image_open before anybody else sees the image, read by any thread. */
-    struct image_key key;
-    char *name; /* for messages */
-    struct backend *backend;
-    bool readonly;       /* as served */
-    bool wants_readonly; /* as asked for: -r, or a filter */
-    bool direct;
-    bool inherited;  /* from fd=: cannot always be reopened */
-    int fd;          /* O_DIRECT if direct; carries the locks */
-    int buffered_fd; /* the same file through the page cache; == fd unless direct */
-    struct geometry geometry;
-
-    /* Own locks inside. */
-    struct flush_set flush;
-    struct range_lock ranges;
-
-    /* One is held during a write into the page cache, see transfer.c.  After the range lock, before the pool's. */
-    bool takes_turns; /* set once */
-    sem_t write_turns;
-
-    /* Held during fallocate(2) on a file, see zero.c.  After the range lock, before the pool's. */
-    pthread_mutex_t fallocate_lock;
-
-    /* Any thread.  Changes only when a client connects, and, if direct, under the range lock for the whole image. */
-    _Atomic uint64_t size; /* bytes */
-
-    /* Any thread, relaxed: hints and figures that order nothing else. */
-    atomic_bool dirty;    /* something was written since the last flush began */
-    atomic_bool no_dsync; /* RWF_DSYNC is not to be had */
-    atomic_bool no_seek;  /* SEEK_DATA is not to be had */
-    _Atomic int can_punch, can_zero_range, can_allocate, can_zeroout,
-        can_discard; /* enum ability */
-
-    /* Under prefetch_lock. */
-    pthread_mutex_t prefetch_lock;
-    pthread_cond_t prefetch_done;
-    unsigned prefetches; /* in flight */
-    bool closing;        /* no more of them, and those in flight are to end soon */
-
-    /* Under the lock of the list of images; keep is set once. */
+struct image_entry {
     enum image_state state;
     unsigned references;
-    bool keep; /* stays open without references, as long as its name means it */
     struct image *next;
 };
 
+struct image {
+    /* Set once by image_new and image_open, before other threads see the image; read by any
+     * thread.
+     */
+    struct image_key key;
+    char *name;               /* for messages */
+    bool readonly;            /* as served */
+    bool wants_readonly;      /* as asked for: -r, or a filter */
+    const char *why_readonly; /* why served read-only without being asked, or NULL; static text */
+    bool direct;
+    bool inherited;  /* from fd=: the descriptor may be impossible to open again */
+    int fd;          /* O_DIRECT if direct; carries the QEMU locks */
+    int buffered_fd; /* the same disk through the page cache; equals fd unless direct */
+    bool locked;     /* QEMU's locks were taken on fd */
+    struct room room;
+    struct geometry geometry;
+
+    /* Each has its own lock inside, or says which lock it is under. */
+    struct flush_set flush;
+    struct range_lock ranges;
+    struct transfer_state transfer;
+    struct zero_state zero;
+    struct extents_state extents;
+    struct prefetch_state prefetch;
+    struct bounce_share bounce;
+    struct image_entry entry;
+
+    /* Held while the size is measured and stored, so a delayed thread never stores an old size.
+     * Taken before the range lock.
+     */
+    pthread_mutex_t size_lock;
+    /* Bytes.  Read by any thread.  Stored under size_lock when a client connects; if direct, also
+     * under the range lock for the whole image.
+     */
+    _Atomic uint64_t size;
+};
+
 struct image_options {
-    struct backend *backend;
+    const struct room_config *room;
     bool readonly;
     bool direct;
     enum locking_mode locking;
     bool inherited; /* path_fd is the user's own descriptor, and bounds what may be done */
-    bool keep;
-    bool callers_write; /* requests' own threads make the calls, not workers or the kernel's */
+    bool many;      /* one of many images: must leave descriptors for connections */
 };
 
-/* --- image.c: one image; image_new to image_follow_size are for image-table.c --- */
+/* A disk that is open, before it is known whether its image is open already. */
+struct image_source {
+    struct image_key key;
+    int fd; /* through the page cache, for writing unless readonly */
+    bool readonly;
+    const char *why_readonly; /* as in struct image */
+};
 
-/* A closed one, or NULL when there is no memory. */
-struct image *image_new(const struct image_key *key, const char *name,
+/* --- For image-table.c --- */
+
+/* Opens the disk that path_fd refers to, read-only if asked for or if nothing else is possible.
+ * Returns 0, and image_close_source or image_new is owed; or -errno and a line in `why`.  Blocks.
+ */
+int image_open_source(struct image_source *source, int path_fd, const char *name,
+                      const struct image_options *options, char why[LOG_LINE_SIZE]);
+void image_close_source(struct image_source *source);
+
+/* Makes an image that is not open yet, and takes over the source's descriptor.  Returns NULL when
+ * there is no memory; the source is then still the caller's.
+ */
+struct image *image_new(const struct image_source *source, const char *name,
                         const struct image_options *options);
 
-/* Returns 0, or -errno and a line in `why`; then, too, image_close is owed.  Blocks. */
-int image_open(struct image *image, int path_fd, const struct image_options *options,
-               char why[LOG_LINE_SIZE]);
+/* Opens the image: O_DIRECT, geometry, size, locks, flush descriptors, room.  Returns 0, or -errno
+ * and a line in `why`; image_close is owed in both cases.  Blocks; takes no lock that another image
+ * needs.
+ */
+int image_open(struct image *image, const struct image_options *options, char why[LOG_LINE_SIZE]);
 
-/* Ends what runs in the background, and closes every descriptor: the locks go with them.  Blocks. */
+/* Ends the prefetches, stops the room, releases the QEMU locks and closes every descriptor.  No
+ * request is in flight.  Blocks.
+ */
 void image_close(struct image *image);
 void image_free(struct image *image);
 
-/* Reads the size anew.  Waits for the writes under way, if it has changed and the image is direct. */
+/* Measures the size anew.  If the size has changed and the image is direct, waits for the writes
+ * in flight.  Any thread but a loop's and the workers'; blocks.
+ */
 void image_follow_size(struct image *image);
 
-/* Would an image that is served read-only be opened for writing now? */
-bool image_could_be_written(const struct image *image, int path_fd);
+/* --- For the other files of this folder --- */
 
-/* The disk's size in bytes as it is now, or -errno. */
+/* Returns the disk's size in bytes as it is now, or -errno.  Any thread; blocks. */
 int64_t image_measure(const struct image *image);
 
-/* To be called before anything is written up to `end`: -ENOSPC if the file has been cut short meanwhile,
- * for writing there would grow it back.
+/* Must be called before anything is written up to `end` (bytes).  Returns -ENOSPC if the file has
+ * become shorter, for a write there would make it grow again; or -errno of statx(2).
  */
 int image_before_write(struct image *image, uint64_t end);
 
-/* To be called after anything may have been written, before the client is told: a flush that began
- * meanwhile does not cover it.
+/* Must be called after anything may have been written, before the client is told: a flush that
+ * began meanwhile does not cover the write.
  */
 void image_after_write(struct image *image);
 
+/* Carries out one read or write of `buf` on `fd`, which is image->fd, image->buffered_fd or a
+ * descriptor of image->flush.  flags: enum request_flags; REQUEST_PAGE_CACHE is added where it
+ * applies.  Returns 0 or -errno; *transferred (if not NULL) becomes the number of bytes that were
+ * transferred in either case.  Any thread but a loop's and the workers'; blocks.
+ */
+int image_transfer(struct image *image, enum request_op op, unsigned flags, int fd, void *buf,
+                   uint64_t length, uint64_t offset, uint64_t *transferred);
+
 static inline bool image_key_equal(const struct image_key *a, const struct image_key *b)
 {
-    return a->block == b->block && a->device == b->device && a->inode == b->inode;
+    return a->block == b->block && a->device == b->device && a->inode == b->inode &&
+           a->birth == b->birth;
 }
 
+/* unit: a power of two. */
 static inline uint64_t align_down(uint64_t n, uint64_t unit)
 {
     return n & ~(unit - 1);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Open file description locks on single bytes, in the places that QEMU's programs agreed on among themselves:
- * byte 100 + n says "I use permission n", byte 200 + n says "I let nobody else have permission n".
+/* Open file description locks on single bytes.  QEMU's programs agreed on the bytes: byte 100 + n
+ * says "I use permission n", byte 200 + n says "nobody else may have permission n".
  *
- * Runs on nbdkit's threads, when an image is opened.  Never waits for a lock.
+ * Runs on nbdkit's threads when an image is opened or closed.  Never waits for a lock.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -10,8 +10,6 @@
 #include <string.h>
 
 #include "plugin/disk/image.h"
-#include "plugin/disk/log.h"
-#include "plugin/disk/qemu-lock.h"
 
 #define USED 100
 #define UNSHARED 200
@@ -19,12 +17,12 @@
 enum permission { CONSISTENT_READ = 0, WRITE = 1, RESIZE = 3 };
 
 struct plan {
-    /* Bytes, ended by 0. */
-    off_t take[5];   /* say so ourselves */
-    off_t refuse[6]; /* nobody else may say so */
+    /* Offsets of bytes, ended by 0. */
+    off_t take[5];   /* what this program announces */
+    off_t refuse[6]; /* what no other program may have announced */
 };
 
-/* A writer lets others read, but neither write nor resize. */
+/* A writer shares reading, but neither writing nor resizing. */
 static const struct plan writer = {
     .take = {USED + CONSISTENT_READ, USED + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE},
     .refuse = {USED + WRITE, USED + RESIZE, UNSHARED + CONSISTENT_READ, UNSHARED + WRITE,
@@ -36,6 +34,11 @@ static const struct plan reader = {
     .refuse = {UNSHARED + CONSISTENT_READ},
 };
 
+static const struct plan *plan_of(const struct image *image)
+{
+    return image->readonly ? &reader : &writer;
+}
+
 static int busy(const struct image *image, char *why)
 {
     snprintf(why, LOG_LINE_SIZE,
@@ -44,8 +47,8 @@ static int busy(const struct image *image, char *why)
     return -EBUSY;
 }
 
-/* The bytes are announced first and the others' looked at afterwards: of two that start at once at least
- * one then sees the other.
+/* Announces first and looks at the other programs afterwards.  Of two programs that start at once
+ * at least one thus sees the other.
  */
 static int take_locks(const struct image *image, const struct plan *plan, char *why)
 {
@@ -71,11 +74,12 @@ static int take_locks(const struct image *image, const struct plan *plan, char *
     return 0;
 }
 
-int image_lock(const struct image *image, enum locking_mode mode, char why[LOG_LINE_SIZE])
+int image_lock(struct image *image, enum locking_mode mode, char why[LOG_LINE_SIZE])
 {
     if (mode == LOCKING_OFF)
         return 0;
-    int r = take_locks(image, image->readonly ? &reader : &writer, why);
+    image->locked = true;
+    int r = take_locks(image, plan_of(image), why);
     if (r == 0 || r == -EBUSY)
         return r;
     if (mode == LOCKING_AUTO) {
@@ -85,4 +89,16 @@ int image_lock(const struct image *image, enum locking_mode mode, char why[LOG_L
     snprintf(why, LOG_LINE_SIZE, "%s: cannot be locked: %s (locking=auto goes on without)",
              image->name, strerror(-r));
     return r;
+}
+
+void image_unlock(const struct image *image)
+{
+    const struct plan *plan = plan_of(image);
+
+    for (int i = 0; image->locked && plan->take[i]; i++) {
+        struct flock byte = {
+            .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = plan->take[i], .l_len = 1};
+
+        fcntl(image->fd, F_OFD_SETLK, &byte);
+    }
 }

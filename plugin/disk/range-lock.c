@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The range lock.  See range.h.
+/* The range lock: a list of all ranges, oldest first.  See range-lock.h.
  *
- * Runs on the requests' threads.  While no exclusive request is about, acquiring looks at nobody else:
- * a list insertion and no more.
+ * Runs on the threads of requests.  While no exclusive range is in the list, acquiring a range is
+ * one insertion into the list and looks at no other range.  Never touches a disk.
  */
 #include <assert.h>
 #include <stddef.h>
@@ -22,7 +22,7 @@ void range_lock_destroy(struct range_lock *ranges)
     pthread_mutex_destroy(&ranges->lock);
 }
 
-/* Is there an older one that this one has to wait for? */
+/* Under lock: does the range conflict with an older range? */
 static bool is_blocked(const struct range *range)
 {
     for (const struct range *other = range->prev; other; other = other->prev) {
@@ -59,7 +59,9 @@ void range_acquire(struct range_lock *ranges, struct range *range)
 void range_release(struct range_lock *ranges, struct range *range)
 {
     pthread_mutex_lock(&ranges->lock);
-    /* Counted before it leaves: if this is the only exclusive one, shared ones may wait for it. */
+    /* Read before this range is taken off the count: shared ranges may wait for the only exclusive
+     * one.
+     */
     bool somebody_may_wait = ranges->exclusive > 0;
     struct range *younger = range->next;
 
@@ -73,7 +75,7 @@ void range_release(struct range_lock *ranges, struct range *range)
         ranges->last = range->prev;
     ranges->exclusive -= range->exclusive;
 
-    /* Only a younger one can have waited for this one. */
+    /* Only younger ranges can have waited for this range. */
     for (; somebody_may_wait && younger; younger = younger->next) {
         if (younger->waiting && !is_blocked(younger)) {
             younger->waiting = false;

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The range lock of an image: keeps a read-modify-write from undoing what another request writes next
- * door, in the same block.
+/* The range lock of an image.  A read-modify-write must not undo what another request writes to the
+ * same block.
  *
- * Two requests conflict when their ranges overlap and one of them is exclusive (a read-modify-write).
- * Whole-block writes, zeros and trims take it shared: among themselves they need no order.  Reads
- * do not take it.
+ * Two requests conflict when their ranges overlap and at least one is exclusive (a
+ * read-modify-write).  Writes of whole blocks, zeros and trims take the lock shared: they need no
+ * order among themselves.  Reads do not take the lock.
  *
- * Lock order: this comes before everything else.  It is waited for on the request's own thread, before that
- * takes a slot of the pool, so that no worker ever waits for another request.
+ * Lock order: the range lock comes before every other lock of a request.  A request waits for its
+ * range on its own thread, before the request takes a slot of the pool, so no worker ever waits for
+ * another request.
  */
-#ifndef AIODISK_RANGE_H
-#define AIODISK_RANGE_H
+#ifndef AIODISK_RANGE_LOCK_H
+#define AIODISK_RANGE_LOCK_H
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -20,17 +21,17 @@ struct range_lock {
     pthread_mutex_t lock;
 
     /* Under lock. */
-    struct range *first, *last; /* held or waited for, oldest first */
-    unsigned exclusive;         /* how many of them are exclusive */
+    struct range *first, *last; /* ranges held or waited for, oldest first */
+    unsigned exclusive;         /* how many of these are exclusive */
 };
 
-/* One request's hold, on its stack. */
+/* The range of one request.  Lies on the stack of its thread. */
 struct range {
     /* Set before range_acquire. */
     uint64_t start, end; /* bytes; end is not included */
     bool exclusive;
 
-    /* Under the lock. */
+    /* Under the lock of the range_lock. */
     bool waiting;
     pthread_cond_t cond; /* initialised only while waiting */
     struct range *prev, *next;
@@ -39,10 +40,12 @@ struct range {
 void range_lock_init(struct range_lock *ranges);
 void range_lock_destroy(struct range_lock *ranges);
 
-/* Waits until no older conflicting request holds or awaits its range: first come, first served, so
- * neither kind can starve the other.
+/* Blocks until no older conflicting request holds or awaits its range.  First come, first served,
+ * so neither shared nor exclusive requests starve.  Any thread but a loop's and the workers'.
  */
 void range_acquire(struct range_lock *ranges, struct range *range);
+
+/* Does not block.  The thread that acquired the range. */
 void range_release(struct range_lock *ranges, struct range *range);
 
 #endif

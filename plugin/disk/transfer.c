@@ -1,64 +1,66 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Reads and writes.  Through the page cache they are passed on as they are.  With O_DIRECT the kernel wants whole
- * blocks in aligned memory: what is not, goes through a bounce buffer, and a block that is written in
- * part is read first, modified and written back, under the range lock.
+/* Reads and writes.  See transfer.h.
+ *
+ * Through the page cache a request is passed on as it is.  With O_DIRECT the kernel wants whole
+ * blocks in aligned memory.  A request that is not aligned goes through a bounce buffer, and a
+ * block that is written in part is read, modified and written back under the range lock.
  *
  * A file whose size is no multiple of the block has a tail that direct I/O cannot write without
- * growing the file.  The tail goes through the page cache, always, and in whole pages (image->geometry.granule): a
- * page that both ways used could be written back with old bytes.
+ * making the file longer.  The tail always goes through the page cache, and in whole pages
+ * (geometry.granule): a page that both ways used could be written back with old bytes.
  *
- * Runs on the requests' threads.  A bounce buffer is copied from only after a read that filled it.
+ * Runs on the threads of requests.  Never copies from a bounce buffer before a read has filled it.
  */
+#include "plugin/disk/transfer.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
 
-#include "plugin/disk/bounce.h"
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
-#include "plugin/disk/transfer.h"
 
-/* Never written to: the kernel maps its pages to the one page of zeros when it reads them. */
+/* How many requests of one image write into its page cache at once. */
+#define WRITE_TURNS 2u
+
+/* Never written to: when the kernel reads its pages, they are all the one page of zeros. */
 static char zeros[BOUNCE_MAX] __attribute__((aligned(4096)));
 
-static int do_io(struct image *image, enum request_op op, int fd, void *buf, uint64_t length,
-                 uint64_t offset, uint64_t *transferred)
+/* Turns are taken only where the threads of requests write themselves, and not on block devices,
+ * which have no inode lock for writes.
+ */
+void transfer_init(struct image *image, bool helping)
 {
-    struct iovec iov = {.iov_base = buf, .iov_len = length};
-    struct request request = {
-        .op = op,
-        .flags = fd == image->buffered_fd ? REQUEST_PAGE_CACHE : 0,
-        .fd = fd,
-        .offset = offset,
-        .length = length,
-        .iov = &iov,
-        .iovcnt = 1,
-    };
+    image->transfer.takes_turns =
+        helping && backend_callers_perform(image->room.backend) && !image->key.block;
+    sem_init(&image->transfer.turns, 0, WRITE_TURNS);
+}
 
-    int r = backend_run(image->backend, &request);
-    if (transferred)
-        *transferred = request.transferred;
-    return r;
+void transfer_destroy(struct transfer_state *state)
+{
+    sem_destroy(&state->turns);
 }
 
 static int read_buffered(struct image *image, void *buf, uint64_t length, uint64_t offset)
 {
-    return do_io(image, REQUEST_READ, image->buffered_fd, buf, length, offset, NULL);
+    return image_transfer(image, REQUEST_READ, 0, image->buffered_fd, buf, length, offset, NULL);
 }
 
-/* Into the page cache of a file the kernel lets one write at a time, and who waits for it there uses up a processor: so one may
- * write, another stand ready, and the others sleep here.  Not for FUA, which waits for the disk without the kernel's lock, nor
- * for block devices, which have no such lock.
- * Measured over NBD, 16 writes in flight on 4 connections: 1.3 times the rate and 0.6 of the processor time where the cache
- * has large folios, 0.96-1.02 times where it has single pages; on one connection 0.99-1.04. (One turn: 1.0 and 0.94.)
+/* The kernel lets one write at a time into a file's page cache, and a thread that waits there for
+ * the inode's lock spins.  So one request writes, a second one stands ready in the kernel, and all
+ * others sleep here.  A FUA write takes no turn: it waits for the disk without the inode's lock.
+ *
+ * Measured over NBD, 16 writes in flight on 4 connections: 1.3 times the rate and 0.6 of the
+ * processor time where the cache has large folios, 0.96-1.02 times where it has single pages; on
+ * one connection 0.99-1.04.  With one turn: 1.0 and 0.94.
  */
-static int write_in_turn(struct image *image, int fd, const void *buf, uint64_t length,
-                         uint64_t offset)
+static int write_in_turn(struct image *image, const void *buf, uint64_t length, uint64_t offset)
 {
-    while (sem_wait(&image->write_turns) < 0)
+    while (sem_wait(&image->transfer.turns) < 0)
         assert(errno == EINTR);
-    int r = do_io(image, REQUEST_WRITE, fd, (void *)buf, length, offset, NULL);
-    sem_post(&image->write_turns);
+    int r = image_transfer(image, REQUEST_WRITE, 0, image->buffered_fd, (void *)buf, length, offset,
+                           NULL);
+    sem_post(&image->transfer.turns);
     return r;
 }
 
@@ -67,12 +69,12 @@ static int write_plain(struct image *image, int fd, const void *buf, uint64_t le
 {
     if (fua)
         return image_write_through(image, fd, buf, length, offset);
-    if (image->takes_turns && fd == image->buffered_fd)
-        return write_in_turn(image, fd, buf, length, offset);
-    return do_io(image, REQUEST_WRITE, fd, (void *)buf, length, offset, NULL);
+    if (image->transfer.takes_turns && fd == image->buffered_fd)
+        return write_in_turn(image, buf, length, offset);
+    return image_transfer(image, REQUEST_WRITE, 0, fd, (void *)buf, length, offset, NULL);
 }
 
-/* How many of `length` bytes at `offset` lie before the tail that must go through the page cache. */
+/* How many of `length` bytes at `offset` lie before the tail, which goes through the page cache. */
 static uint64_t direct_part(const struct image *image, uint64_t length, uint64_t offset)
 {
     uint64_t end = atomic_load_explicit(&image->size, memory_order_relaxed);
@@ -91,17 +93,22 @@ static bool memory_is_aligned(const struct image *image, const void *buf)
     return (uintptr_t)buf % image->geometry.mem_align == 0;
 }
 
-/* The next piece of a direct transfer: how long it is, and whether it can do without a bounce buffer. */
+/* Returns the length of the next piece of a direct transfer, and whether the piece needs no bounce
+ * buffer.
+ */
 static uint64_t next_piece(const struct image *image, const void *buf, uint64_t length,
                            uint64_t offset, bool *in_place)
 {
-    *in_place = offset % image->geometry.align == 0 && length >= image->geometry.align &&
-                memory_is_aligned(image, buf);
+    uint32_t align = image->geometry.align;
+
+    *in_place = offset % align == 0 && length >= align && memory_is_aligned(image, buf);
     if (*in_place)
-        return align_down(length, image->geometry.align);
-    uint64_t room = BOUNCE_MAX - offset % image->geometry.align;
+        return align_down(length, align);
+    uint64_t room = BOUNCE_MAX - offset % align;
     return length < room ? length : room;
 }
+
+/* --- Reading --- */
 
 static int read_bounced(struct image *image, char *buf, uint64_t length, uint64_t offset)
 {
@@ -110,11 +117,12 @@ static int read_bounced(struct image *image, char *buf, uint64_t length, uint64_
     uint64_t transferred;
     struct bounce bounce;
 
-    int r = bounce_get(&bounce, end - start);
+    int r = bounce_get(&image->bounce, &bounce, end - start);
     if (r < 0)
         return r;
-    r = do_io(image, REQUEST_READ, image->fd, bounce.memory, end - start, start, &transferred);
-    /* A file cut short inside the last block still has what was asked for. */
+    r = image_transfer(image, REQUEST_READ, 0, image->fd, bounce.memory, end - start, start,
+                       &transferred);
+    /* A file that was cut short inside the last block still has the bytes before its end. */
     if (r < 0 && transferred >= offset + length - start)
         r = 0;
     if (r == 0)
@@ -134,7 +142,7 @@ int image_read(struct image *image, void *buf, uint64_t length, uint64_t offset)
         bool in_place;
         uint64_t piece = next_piece(image, to, direct, offset, &in_place);
 
-        r = in_place ? do_io(image, REQUEST_READ, image->fd, to, piece, offset, NULL)
+        r = in_place ? image_transfer(image, REQUEST_READ, 0, image->fd, to, piece, offset, NULL)
                      : read_bounced(image, to, piece, offset);
         to += piece;
         offset += piece;
@@ -143,12 +151,17 @@ int image_read(struct image *image, void *buf, uint64_t length, uint64_t offset)
     return r < 0 || length == 0 ? r : read_buffered(image, to, length, offset);
 }
 
+/* --- Writing --- */
+
 static int read_block(struct image *image, char *memory, uint64_t offset)
 {
-    return do_io(image, REQUEST_READ, image->fd, memory, image->geometry.align, offset, NULL);
+    return image_transfer(image, REQUEST_READ, 0, image->fd, memory, image->geometry.align, offset,
+                          NULL);
 }
 
-/* Under the range lock, exclusively if it reads. */
+/* Under the range lock; exclusively if the first or the last block is written in part, for then
+ * this function reads, modifies and writes that block.
+ */
 static int write_bounced(struct image *image, const char *buf, uint64_t length, uint64_t offset,
                          bool fua)
 {
@@ -157,7 +170,7 @@ static int write_bounced(struct image *image, const char *buf, uint64_t length, 
     uint64_t last = end - image->geometry.align;
     struct bounce bounce;
 
-    int r = bounce_get(&bounce, end - start);
+    int r = bounce_get(&image->bounce, &bounce, end - start);
     if (r < 0)
         return r;
     if (start < offset)
@@ -180,7 +193,7 @@ static int write_locked(struct image *image, const char *buf, uint64_t length, u
     bool in_place;
     int r = 0;
 
-    /* A write that takes several calls is made durable by one flush, not by one for each. */
+    /* One flush makes a write of several calls durable, instead of one for each call. */
     bool several = direct > 0 &&
                    (direct < length || next_piece(image, buf, direct, offset, &in_place) < direct);
     bool each_fua = fua && !several;
@@ -202,13 +215,14 @@ static int write_locked(struct image *image, const char *buf, uint64_t length, u
     return r;
 }
 
-/* Does the write have to read blocks first?  The tail is written byte by byte by the page cache. */
+/* Must the write read blocks first?  The page cache writes the tail byte by byte. */
 static bool reads_first(const struct image *image, uint64_t length, uint64_t offset)
 {
     uint64_t direct = direct_part(image, length, offset);
+    uint32_t align = image->geometry.align;
 
-    return direct > 0 && (offset % image->geometry.align != 0 ||
-                          (direct == length && (offset + length) % image->geometry.align != 0));
+    return direct > 0 &&
+           (offset % align != 0 || (direct == length && (offset + length) % align != 0));
 }
 
 void transfer_lock(struct image *image, struct range *range, uint64_t length, uint64_t offset)
@@ -219,7 +233,9 @@ void transfer_lock(struct image *image, struct range *range, uint64_t length, ui
     if (!image->direct)
         return;
     range_acquire(&image->ranges, range);
-    /* While it waited the image may have grown, and what was the tail may now go direct; from here on it cannot. */
+    /* While the request waited, the image may have grown, so that a part of the tail goes direct
+     * now.  From here on the size cannot change.
+     */
     if (!range->exclusive && reads_first(image, length, offset)) {
         range_release(&image->ranges, range);
         range->exclusive = true;
@@ -240,7 +256,7 @@ int image_write(struct image *image, const void *buf, uint64_t length, uint64_t 
 
     if (direct_part(image, length, offset) == length)
         end = align_up(end, image->geometry.align);
-    /* An image that has lost writes takes no promise it cannot keep. */
+    /* A disk that has lost a write accepts no FUA write: it could not keep the promise. */
     int r = fua ? image_health(image) : 0;
     if (r == 0)
         r = image_before_write(image, end);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Zero, fast zero and trim: ladders of ways to do it, the best first.
+/* Zero, fast zero and trim: ladders of methods, the best first.  See zero.h.
  *
- * What a filesystem or device does not have at all (-EOPNOTSUPP) is remembered for the image; -EINVAL is taken as
- * "not this range", and only steps down.  Unaligned ends are written by hand, and left alone by a trim.
+ * -EOPNOTSUPP is remembered per image.  -EINVAL may concern this range only, so it tries the next
+ * method and is forgotten.  Ends that are not aligned are written as zeros by a zero, and left
+ * alone by a trim.
  *
- * Runs on the requests' threads.  Never changes a file's size, and a zero without ZERO_MAY_TRIM never leaves a hole
- * behind when it returns 0.
+ * Runs on the threads of requests.  Never changes the size of a file, and a zero without
+ * ZERO_MAY_TRIM never leaves a hole when it returns 0.
  */
 #include <errno.h>
 #include <linux/falloc.h>
@@ -13,11 +14,9 @@
 
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
-#include "plugin/disk/transfer.h"
-#include "plugin/disk/zero.h"
 
-/* One call to the kernel covers at most this much, so that it does not keep its slot for minutes where
- * the kernel ends up writing zeros.
+/* Bytes of one call to the kernel.  Where the kernel ends up writing zeros, a longer call would hold
+ * its slot for minutes.
  */
 #define STEP_BYTES ((uint64_t)128 << 20)
 
@@ -25,26 +24,29 @@
 #define ZERO_RANGE (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
 #define ALLOCATE FALLOC_FL_KEEP_SIZE
 
-/* "Not this way": the next one is to be tried. */
+/* This method does not work on the range: the next one must be tried. */
 static bool steps_down(int r)
 {
     return r == -EOPNOTSUPP || r == -EINVAL || r == -EBUSY;
 }
 
-/* One fallocate(2) on a file at a time.  The kernel takes the inode's lock for it alone, so several gain nothing; but those that
- * wait for that lock stand before every read and write that comes after them.
+/* Runs one fallocate(2) on a file at a time.  The kernel takes the inode's lock exclusively for it,
+ * so several at once gain nothing; but a call that waits for that lock delays every read and write
+ * that comes after it.
  */
 static int run_alone(struct image *image, struct request *request)
 {
-    pthread_mutex_lock(&image->fallocate_lock);
-    int r = backend_run(image->backend, request);
-    pthread_mutex_unlock(&image->fallocate_lock);
+    pthread_mutex_lock(&image->zero.fallocate_lock);
+    int r = backend_run(image->room.backend, request);
+    pthread_mutex_unlock(&image->zero.fallocate_lock);
     return r;
 }
 
-/* Tries one way on the range, unless it is known not to work; remembers what it learned. */
-static int try_way(struct image *image, _Atomic int *ability, enum request_op op, int mode,
-                   uint64_t length, uint64_t offset)
+/* Tries one method on the range, unless the method is known not to work, and remembers what it
+ * learned.
+ */
+static int try_method(struct image *image, _Atomic int *ability, enum request_op op, int mode,
+                      uint64_t length, uint64_t offset)
 {
     struct request request = {
         .op = op,
@@ -56,7 +58,8 @@ static int try_way(struct image *image, _Atomic int *ability, enum request_op op
 
     if (atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_NO)
         return -EOPNOTSUPP;
-    int r = image->key.block ? backend_run(image->backend, &request) : run_alone(image, &request);
+    int r =
+        image->key.block ? backend_run(image->room.backend, &request) : run_alone(image, &request);
     if (r == -ENOTTY || r == -ENOSYS || r == -ENODEV)
         r = -EOPNOTSUPP;
     if (r == 0)
@@ -73,27 +76,31 @@ static bool is_unknown(_Atomic int *ability)
 
 static int punch(struct image *image, uint64_t length, uint64_t offset)
 {
-    return try_way(image, &image->can_punch, REQUEST_FALLOCATE, PUNCH, length, offset);
+    return try_method(image, &image->zero.can_punch, REQUEST_FALLOCATE, PUNCH, length, offset);
 }
 
 static int zero_range(struct image *image, uint64_t length, uint64_t offset)
 {
-    return try_way(image, &image->can_zero_range, REQUEST_FALLOCATE, ZERO_RANGE, length, offset);
+    return try_method(image, &image->zero.can_zero_range, REQUEST_FALLOCATE, ZERO_RANGE, length,
+                      offset);
 }
 
 static int allocate(struct image *image, uint64_t length, uint64_t offset)
 {
-    return try_way(image, &image->can_allocate, REQUEST_FALLOCATE, ALLOCATE, length, offset);
+    return try_method(image, &image->zero.can_allocate, REQUEST_FALLOCATE, ALLOCATE, length,
+                      offset);
 }
 
-/* A hole, filled with blocks that read as zeros.  A fast zero must not fail with the hole made, so it finds
- * out first whether the second half works; allocating alone changes no byte.
+/* Punches a hole and fills it with blocks that read as zeros.  A fast zero must not fail when the
+ * hole is made already, so it first finds out whether the second half works; allocating alone
+ * changes no byte.
  */
 static int punch_and_allocate(struct image *image, uint64_t length, uint64_t offset, bool fast)
 {
     int r = 0;
 
-    if (fast && atomic_load_explicit(&image->can_allocate, memory_order_relaxed) != ABILITY_YES)
+    if (fast &&
+        atomic_load_explicit(&image->zero.can_allocate, memory_order_relaxed) != ABILITY_YES)
         r = allocate(image, length, offset);
     if (r == 0)
         r = punch(image, length, offset);
@@ -119,11 +126,12 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
 {
     int r = -EOPNOTSUPP;
 
-    /* On a block device this is the one way that never ends in zeros written by the kernel.  It drops the pages of the range
-     * from the page cache before it finds out that the device cannot: until that is known, nothing in them may be unwritten.
+    /* On a block device PUNCH_HOLE is the only method in which the kernel never writes zeros.  The
+     * kernel drops the pages of the range from the page cache before it finds out that the device
+     * cannot punch.  Until that is known, these pages must not be dirty.
      */
     if (flags & ZERO_MAY_TRIM) {
-        r = is_unknown(&image->can_punch) ? image_flush(image) : 0;
+        r = is_unknown(&image->zero.can_punch) ? image_flush(image) : 0;
         if (r == 0)
             r = punch(image, length, offset);
     }
@@ -132,11 +140,13 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
     if (steps_down(r))
         r = zero_range(image, length, offset);
     if (steps_down(r))
-        r = try_way(image, &image->can_zeroout, REQUEST_ZEROOUT, 0, length, offset);
+        r = try_method(image, &image->zero.can_zeroout, REQUEST_ZEROOUT, 0, length, offset);
     return r;
 }
 
-/* The range in whole units: [*start, *end).  The end of the disk counts as the end of a unit. */
+/* Returns the whole units of the range: [*start, *end).  The end of the disk counts as the end of a
+ * unit.
+ */
 static void whole_units(const struct image *image, uint64_t length, uint64_t offset,
                         uint64_t *start, uint64_t *end)
 {
@@ -181,7 +191,9 @@ static int zero_locked(struct image *image, uint64_t length, uint64_t offset, un
     return r;
 }
 
-/* Beyond the end of a block device that has shrunk fallocate(2) does what it can and says ok (seen). */
+/* Beyond the end of a block device that has become smaller, fallocate(2) does what it can and
+ * returns 0 (seen).
+ */
 static int check_device_end(const struct image *image, uint64_t end)
 {
     int64_t size = image->key.block ? image_measure(image) : INT64_MAX;
@@ -189,6 +201,17 @@ static int check_device_end(const struct image *image, uint64_t end)
     if (size < 0)
         return (int)size;
     return end <= (uint64_t)size ? 0 : -ENOSPC;
+}
+
+void zero_init(struct zero_state *state)
+{
+    *state = (struct zero_state){.can_punch = ABILITY_UNKNOWN};
+    pthread_mutex_init(&state->fallocate_lock, NULL);
+}
+
+void zero_destroy(struct zero_state *state)
+{
+    pthread_mutex_destroy(&state->fallocate_lock);
 }
 
 int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
@@ -210,7 +233,9 @@ int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned f
     transfer_unlock(image, &range);
     if (r == 0 && (flags & ZERO_FUA))
         r = image_flush(image);
-    /* Anything else than a fast zero must not say this: nbdkit 1.32 would fall back to writing, and go wrong. */
+    /* Only a fast zero may return -EOPNOTSUPP: for any other zero nbdkit 1.32 would fall back to
+     * writing, and write wrong data beyond 64 MiB.
+     */
     return r == -EOPNOTSUPP && !(flags & ZERO_FAST) ? -EIO : r;
 }
 
@@ -222,9 +247,10 @@ static int trim_locked(struct image *image, uint64_t start, uint64_t end)
     while (r == 0 && start < end) {
         uint64_t step = end - start < STEP_BYTES ? end - start : STEP_BYTES;
 
-        r = image->key.block ? try_way(image, &image->can_discard, REQUEST_DISCARD, 0, step, start)
-                             : punch(image, step, start);
-        /* A trim is a hint. */
+        r = image->key.block
+                ? try_method(image, &image->zero.can_discard, REQUEST_DISCARD, 0, step, start)
+                : punch(image, step, start);
+        /* A trim is a hint: what cannot be discarded stays. */
         if (steps_down(r))
             return 0;
         start += step;

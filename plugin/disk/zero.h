@@ -3,20 +3,49 @@
 #ifndef AIODISK_ZERO_H
 #define AIODISK_ZERO_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 struct image;
 
-enum zero_flags {
-    ZERO_MAY_TRIM = 1 << 0, /* a hole is as good as zeros */
-    ZERO_FAST =
-        1
-        << 1, /* only if no zeros need be written, by us or by the kernel: else -EOPNOTSUPP, nothing touched */
-    ZERO_FUA = 1 << 2,
+/* What is known of a method to zero or discard: found out by trying, then remembered. */
+enum ability { ABILITY_UNKNOWN, ABILITY_YES, ABILITY_NO };
+
+struct zero_state {
+    /* Held during fallocate(2) on a file, see zero.c.  Lock order: after the range lock, before the
+     * pool's.
+     */
+    pthread_mutex_t fallocate_lock;
+
+    /* Any thread, relaxed: enum ability. */
+    _Atomic int can_punch;
+    _Atomic int can_zero_range;
+    _Atomic int can_allocate;
+    _Atomic int can_zeroout;
+    _Atomic int can_discard;
 };
 
-/* Each returns 0 or -errno, -EOPNOTSUPP only for ZERO_FAST.  Up to 4 GiB - 1; nbdkit's threads; blocks. */
+enum zero_flags {
+    ZERO_MAY_TRIM = 1 << 0, /* a hole is as good as zeros */
+    /* Only if nobody has to write zeros, neither this plugin nor the kernel: otherwise -EOPNOTSUPP,
+     * and no byte is changed.
+     */
+    ZERO_FAST = 1 << 1,
+    ZERO_FUA = 1 << 2, /* durable when it returns 0 */
+};
+
+void zero_init(struct zero_state *state);
+void zero_destroy(struct zero_state *state);
+
+/* Makes `length` bytes (up to 4 GiB - 1) at `offset` read as zeros.  flags: enum zero_flags.
+ * Without ZERO_MAY_TRIM no hole is left.  Returns 0 or -errno; -EOPNOTSUPP only with ZERO_FAST.
+ * Any thread but a loop's and the workers'; blocks.
+ */
 int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
+
+/* Discards the range: its bytes may read as anything afterwards.  A hint: what cannot be discarded
+ * stays.  flags: ZERO_FUA or 0.  As image_zero.
+ */
 int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
 
 #endif
