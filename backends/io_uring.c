@@ -40,8 +40,10 @@ struct uring {
  * -EINVAL, and the next step is tried.
  */
 static const unsigned setup_ladder[] = {
-    /* Linux 6.1: the kernel does its completion work only in io_uring_get_events, in batches. */
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+    /* Linux 6.1: the kernel does its completion work only in io_uring_get_events, in batches, and
+     * tells in a flag of the ring whether work is left.
+     */
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
     /* Linux 6.0. */
     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN,
     /* Linux 5.19: the kernel does not interrupt the loop thread for completion work. */
@@ -112,29 +114,47 @@ static int uring_push(struct ring *ring, struct request *const *batch, unsigned 
     return taken > 0 ? (int)taken : n < 0 ? n : -EAGAIN;
 }
 
-/* Copies completion entries and releases them before any request ends, because a `done` may poll
+/* Copies the completion entries and gives them back before any request is finished: `done` may poll
  * the loop and so enter uring_reap again.
  */
-static void uring_reap(struct ring *ring)
+static void finish_completed(struct uring *u)
 {
-    struct uring *u = container_of(ring, struct uring, ring);
     struct io_uring_cqe *cqes[REAP_BATCH], copies[REAP_BATCH];
     unsigned n;
 
-    /* While deferred work is left the kernel does not signal the eventfd again.  After a failure
-     * (EAGAIN, EINTR) this write makes the loop thread come back.
-     */
-    if (u->deferred && io_uring_get_events(&u->uring) < 0)
-        eventfd_write(ring->event_fd, 1);
     while ((n = io_uring_peek_batch_cqe(&u->uring, cqes, REAP_BATCH)) > 0) {
         for (unsigned i = 0; i < n; i++)
             copies[i] = *cqes[i];
         io_uring_cq_advance(&u->uring, n);
         for (unsigned i = 0; i < n; i++) {
             if (copies[i].user_data)
-                ring_completed(ring, io_uring_cqe_get_data(&copies[i]), copies[i].res);
+                ring_completed(&u->ring, io_uring_cqe_get_data(&copies[i]), copies[i].res);
         }
     }
+}
+
+/* Since Linux 6.13 one call does the deferred work of about 20 requests only.  The kernel does not
+ * signal the eventfd for work that is left, so nobody else would come back for it: seen on 6.18
+ * with 96 buffered reads that the disk answered at once.
+ */
+static bool deferred_work_is_left(const struct uring *u)
+{
+    return u->deferred && IO_URING_READ_ONCE(*u->uring.sq.kflags) & IORING_SQ_TASKRUN;
+}
+
+static void uring_reap(struct ring *ring)
+{
+    struct uring *u = container_of(ring, struct uring, ring);
+
+    do {
+        /* After a failure (EAGAIN, EINTR) the write makes the loop thread come back. */
+        if (u->deferred && io_uring_get_events(&u->uring) < 0) {
+            eventfd_write(ring->event_fd, 1);
+            finish_completed(u);
+            return;
+        }
+        finish_completed(u);
+    } while (deferred_work_is_left(u));
 }
 
 static const struct ring_ops uring_ring_ops = {.push = uring_push, .reap = uring_reap};

@@ -29,12 +29,12 @@ OUR_SOURCE = re.compile(r"(?:^|/)((?:pool|backends|plugin/disk|plugin)/[^/]+\.[c
 # The structs that a frame's variables are searched for.
 FRAME_STRUCTS = {
     "loop", "pool", "task", "request", "image", "range", "range_lock", "flush_set", "backend",
-    "runtime",
+    "room",
 }
 
 # Static variables of the plugin that lead to pools, and the structs whose pointers are followed.
-STATIC_ROOTS = ("runtime", "images")
-FOLLOWED_STRUCTS = {"loop", "pool", "backend", "runtime", "image", "disk"}
+STATIC_ROOTS = ("images",)
+FOLLOWED_STRUCTS = {"loop", "pool", "backend", "room", "image", "image_entry"}
 
 # The function in which a thread waits for something of the image: what that is, and the function
 # in which another thread holds the same thing.

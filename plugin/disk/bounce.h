@@ -47,9 +47,10 @@ struct bounce {
 void bounce_share_init(struct bounce_share *share);
 
 /* Gets a buffer of at least `size` bytes, at most BOUNCE_MAX.  The buffer holds stale bytes: the
- * caller overwrites every byte that anybody will see.  Blocks while the share may not grow; requests
- * of one share are served in order of arrival, so none starves.  A caller holds no other buffer and
- * no slot of the pool.  Returns 0 or -ENOMEM.  Any thread but a loop's and a pool's workers.
+ * caller overwrites every byte that anybody will see.  Blocks while the share may not grow; the
+ * requests of one share are served in order of arrival, so none starves.  A caller holds no other
+ * buffer and no slot of the pool.  Returns 0 or -ENOMEM.  Any thread but a loop's and a pool's
+ * workers.
  */
 int bounce_get(struct bounce_share *share, struct bounce *bounce, size_t size);
 

@@ -93,7 +93,7 @@ void flush_set_close(struct image *image)
         health_put(set->health);
 }
 
-/* Under lock: gives the descriptor to the oldest waiter, which leads the next sync, or to nobody. */
+/* Under lock: gives the descriptor to the oldest waiter, which leads the next sync, or frees it. */
 static void pass_on(struct flush_set *set, int slot)
 {
     struct flush_waiter *heir = set->first;

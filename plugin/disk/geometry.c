@@ -34,8 +34,8 @@ static bool is_power_of_two(uint64_t n)
     return n != 0 && (n & (n - 1)) == 0;
 }
 
-/* Does a direct read in units of `unit` bytes work?  The read starts at one unit: no larger power of
- * two divides that offset.
+/* Does a direct read in units of `unit` bytes work?  The read starts at one unit: no larger power
+ * of two divides that offset.
  */
 static bool trial_read(int fd, void *memory, uint32_t unit)
 {
@@ -66,8 +66,8 @@ static int try_units(struct image *image)
     return r;
 }
 
-/* Asks statx(2) about direct I/O on this file.  Returns 0, -ENOTSUP (the file has no direct I/O), or
- * -ENODATA (no answer).
+/* Asks statx(2) about direct I/O on this file.  Returns 0, -ENOTSUP (the file has no direct I/O),
+ * or -ENODATA (no answer).
  */
 static int ask_statx(struct image *image)
 {

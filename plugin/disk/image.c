@@ -210,10 +210,27 @@ static int open_room(struct image *image, const struct room_config *wanted, char
     return r;
 }
 
+/* Says why the disk is served read-only: once for each disk in a row, because an image is opened
+ * anew when a client comes after the last one has left.
+ */
+static void warn_of_readonly(const struct image *image)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct image_key warned; /* under lock */
+
+    pthread_mutex_lock(&lock);
+    bool is_known = image_key_equal(&warned, &image->key);
+    if (image->why_readonly)
+        warned = image->key;
+    else if (is_known && !image->readonly)
+        warned = (struct image_key){.block = false};
+    pthread_mutex_unlock(&lock);
+    if (image->why_readonly && !is_known)
+        log_warning("%s: served read-only: %s", image->name, image->why_readonly);
+}
+
 static void log_opened(const struct image *image)
 {
-    if (image->why_readonly)
-        log_warning("%s: served read-only: %s", image->name, image->why_readonly);
     log_debug("%s: %s, %llu bytes, %s, %s, backend %s, direct I/O alignment %u (memory %u), "
               "preferred block %u, %u flush descriptors",
               image->name, image->key.block ? "block device" : "file",
@@ -243,6 +260,7 @@ int image_open(struct image *image, const struct image_options *options, char wh
     if (r < 0)
         return r;
     transfer_init(image, options->room->helping);
+    warn_of_readonly(image);
     log_opened(image);
     return 0;
 }

@@ -18,9 +18,9 @@ enum locking_mode { LOCKING_AUTO, LOCKING_ON, LOCKING_OFF };
  */
 int image_lock(struct image *image, enum locking_mode mode, char why[LOG_LINE_SIZE]);
 
-/* Releases the locks that image_lock took.  Closing the last descriptor of an open file description would release them
- * too, but image->fd may be a duplicate of a descriptor that the user passed with fd=, which stays
- * open.  Called by image_close.
+/* Releases the locks that image_lock took.  Closing image->fd would release them too, unless it is
+ * a duplicate of a descriptor that the user passed with fd=, which stays open.  Called by
+ * image_close.
  */
 void image_unlock(const struct image *image);
 

@@ -15,8 +15,8 @@
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
 
-/* Bytes of one call to the kernel.  Where the kernel ends up writing zeros, a longer call would hold
- * its slot for minutes.
+/* Bytes of one call to the kernel.  Where the kernel ends up writing zeros, a longer call would
+ * hold its slot for minutes.
  */
 #define STEP_BYTES ((uint64_t)128 << 20)
 

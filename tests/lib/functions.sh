@@ -172,6 +172,23 @@ make_fs() {
     mounts+=("$mnt")
 }
 
+# hold_client URI: a client that connects and stays; sets $holder.  release_client ends the client.
+hold_client() {
+    rm -f "$dir/held"
+    "$python" -c 'import nbd, sys, time
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+open(sys.argv[2], "w").close()
+time.sleep(600)' "$1" "$dir/held" &
+    holder=$!
+    pids+=("$holder")
+    wait_for 10 test -e "$dir/held"
+}
+release_client() {
+    kill "$holder"
+    wait "$holder" 2>/dev/null || true
+}
+
 # counter NAME: a counter of the selected server, which had -D aiodisk.stats=1 and has ended.
 counter() { sed -n "s/^aiodisk: counters:.* $1=\([0-9]*\).*/\1/p" "$log"; }
 

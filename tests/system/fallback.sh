@@ -107,7 +107,7 @@ done
 
 say "descriptors run out while the ring is created"
 found=
-for limit in 9 10 11 12 13 14 15 16; do
+for limit in 5 6 7 8 9 10 11 12 13 14 15 16; do
     nbdkit=(prlimit --nofile=$limit nbdkit)
     status=0
     timeout 20 "${nbdkit[@]}" -f -U "$dir/few.sock" --run true "$plugin" "$dir/disk.img" \

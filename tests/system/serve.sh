@@ -158,12 +158,14 @@ pasted 'virtual size: 1 GiB'
 [ "$(printed | wc -l)" = 7 ] || fail_with "$out" "not the 7 commands that this test knows"
 
 say "a second server of the same image refuses clients; the first server is not affected"
+hold_client "$uri"
 up rival "$dir/my images/disk one.img"
 ! nbdinfo "$uri" >/dev/null 2>&1 || fail "both servers may write"
 grep -q 'in use by another program' "$dir/rival.err" || fail "no line gives the reason"
 kill -INT "$pid" # to ./serve only, not to its process group
 wait "$pid" || fail "./serve ended with $?"
 unset "served[rival]"
+release_client
 use image
 paste '^nbdinfo'
 down image

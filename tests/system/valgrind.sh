@@ -56,10 +56,12 @@ check_log() {
     grep -q 'ERROR SUMMARY: 0 errors' "$dir/$1.valgrind" ||
         fail_with "$dir/$1.valgrind" "memcheck found errors ($1)"
     # nbdkit 1.32 does not free a connection that is open at its end, so only leaks with a frame of
-    # the plugin's sources count.
+    # the plugin's sources count.  A thread of nbdkit that gets the cached stack of a joined thread
+    # of the plugin also gets its TLS (allocate_dtv), so that memory is not the plugin's.
     local ours='/(plugin|plugin/disk|backends|pool)/[a-z_-]+[.]c:|aiodisk-plugin'
-    ! awk -v RS='==[0-9]+== \n' -v ours="$ours" '/lost in loss record/ && $0 ~ ours' \
-        "$dir/$1.valgrind" | grep . || fail "memcheck found a leak ($1)"
+    local leaks='/lost in loss record/ && $0 ~ ours && $0 !~ /allocate_dtv/'
+    ! awk -v RS='==[0-9]+== \n' -v ours="$ours" "$leaks" "$dir/$1.valgrind" | grep . ||
+        fail "memcheck found a leak ($1)"
 }
 
 for backend in threads io_uring libaio; do
@@ -82,6 +84,7 @@ done
 say "no thread of the plugin exists at dlclose"
 unset nbdkit
 start threads "$target" dispatch=pool
+hold_client "$uri" # the threads are those of an open image
 "$python" "$dir/client.py" "$uri" "$pid" leave
 ls /proc/"$pid"/task/*/comm >/dev/null
 grep -lq aiodisk-loop /proc/"$pid"/task/*/comm || fail "no thread has the name aiodisk-loop"
@@ -93,6 +96,7 @@ traced() { ! grep -q '^TracerPid:\s*0$' /proc/"$pid"/task/*/status; }
 wait_for 10 traced
 ours=$(grep -l aiodisk /proc/"$pid"/task/*/comm | sed 's,.*/task/\([0-9]*\)/.*,\1,')
 [ "$(echo "$ours" | wc -l)" -ge 2 ] || fail "expected the loop thread and a worker, but only: $ours"
+release_client
 stop
 wait "$tracer" || true
 # dlclose unmaps the plugin.
