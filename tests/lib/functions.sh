@@ -64,12 +64,14 @@ say() { echo "-- $*"; }
 
 # If the plugin was built with ASan, ASan's runtime must be the first library of nbdkit, and only of
 # nbdkit.  Leak detection is off: nbdkit 1.32 does not free connections that are open at its end.
-# valgrind.sh checks for leaks of the plugin.
-if [ -n "${AIODISK_PRELOAD:-}" ]; then
+# valgrind.sh checks for leaks of the plugin.  AIODISK_CORKED names libnbdkit-corked.so, if the test
+# is to run with that library in nbdkit.
+if [ -n "${AIODISK_PRELOAD:-}${AIODISK_CORKED:-}" ]; then
     mkdir "$dir/bin"
     cat >"$dir/bin/nbdkit" <<S
 #!/bin/sh
-export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD='$AIODISK_PRELOAD'
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+export LD_PRELOAD='${AIODISK_PRELOAD:-} ${AIODISK_CORKED:-}'
 exec $(command -v nbdkit) "\$@"
 S
     chmod +x "$dir/bin/nbdkit"

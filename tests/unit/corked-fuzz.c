@@ -17,7 +17,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
-#define RUNS ROUNDS(400)
+#define RUNS ROUNDS(150)
 #define PIECES 300
 #define LARGEST 70000u
 #define THREADS 8
@@ -221,7 +221,7 @@ static void random_pieces_arrive_as_without_the_library(void **state)
     signal(SIGABRT, SIG_DFL);
     printf("the library's results: %u partial, %u EAGAIN, %u EINTR\n", seen.partial, seen.again,
            seen.interrupted);
-    if (last_seed - first_seed >= 30)
+    if (last_seed - first_seed >= 10)
         CHECK(seen.partial > 0 && seen.again > 0 && seen.interrupted > 0);
 }
 
