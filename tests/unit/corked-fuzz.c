@@ -255,7 +255,7 @@ static void *send_records(void *opaque)
     struct record record = {.thread = (unsigned)(uintptr_t)opaque};
     unsigned seed = record.thread;
 
-    for (; record.number < ROUNDS(20000); record.number++) {
+    for (; record.number < ROUNDS(8000); record.number++) {
         int flags = draw(&seed, 3) ? MSG_MORE : 0;
         if (draw(&seed, 50) == 0)
             CHECK(write(shared.writer, &record, sizeof record) == sizeof record);
@@ -275,7 +275,7 @@ static void *read_records(void *opaque)
         next[record.thread]++;
     }
     for (unsigned i = 0; i < THREADS; i++)
-        CHECK(next[i] == ROUNDS(20000));
+        CHECK(next[i] == ROUNDS(8000));
     return NULL;
 }
 
@@ -286,7 +286,7 @@ static void *send_replies(void *opaque)
     struct record body[9000], record = {.thread = (unsigned)(uintptr_t)opaque};
     unsigned seed = record.thread;
 
-    for (unsigned i = 0; i < ROUNDS(2000); i++) {
+    for (unsigned i = 0; i < ROUNDS(800); i++) {
         record.number = sizes[draw(&seed, 5)];
         for (unsigned j = 0; j < record.number; j++)
             body[j] = record;
@@ -312,7 +312,7 @@ static void *read_replies(void *opaque)
         }
         replies++;
     }
-    CHECK(replies == THREADS * ROUNDS(2000));
+    CHECK(replies == THREADS * ROUNDS(800));
     return NULL;
 }
 
@@ -340,7 +340,7 @@ static void *open_and_close(void *opaque)
 {
     unsigned seed = (unsigned)(uintptr_t)opaque;
 
-    for (unsigned i = 0; i < ROUNDS(4000); i++) {
+    for (unsigned i = 0; i < ROUNDS(2000); i++) {
         struct record records[3], got[4];
         int s[2], status;
 
