@@ -16,7 +16,7 @@ done
 sed -i 's/^runtime=10$/runtime=1/' "$copy"/fio-jobs/*.fio
 cd "$dir/elsewhere"
 
-# nbdkit has a session of its own, so only its pid file leads to the process.
+# nbdkit has a process group of its own, so only its pid file leads to the process.
 before_cleanup() {
     local file
     for file in "$XDG_RUNTIME_DIR"/aiodisk.*/pid; do
@@ -196,6 +196,23 @@ paste '^qemu-system-x86_64' "$drive"
 ! nbdinfo "nbd://[::1]:$port" >/dev/null 2>&1 || fail "nbdkit listens on more than 127.0.0.1"
 down device
 
+say "nbdkit has libnbdkit-corked.so, and with --stock has it not, which ./serve prints"
+for stock in '' --stock; do
+    # shellcheck disable=SC2086 # no argument if $stock is empty
+    up stock $stock "$dir/images/one"
+    maps=/proc/$(cat "$XDG_RUNTIME_DIR"/aiodisk.*/pid)/maps
+    if [ -z "$stock" ]; then
+        grep -q 'libnbdkit-corked[.]so' "$maps" || fail "the library is missing"
+        ! grep -q stock "$out" || fail_with "$out" "a word about --stock"
+    else
+        ! grep -q 'libnbdkit-corked[.]so' "$maps" || fail "the library is there in spite of --stock"
+        grep -q '^Stock nbdkit: .*(--stock)$' "$out" || fail_with "$out" "no word about --stock"
+    fi
+    paste '^nbdinfo'
+    down stock
+done
+[ -z "$(find /tmp -maxdepth 2 -lname "$copy/*")" ] || fail "a link to the library remains"
+
 say "parameters, and nbdkit's own arguments"
 up parameters "$dir/images/one" --cache=none --max-threads=7 --socket "$dir/my socket" \
     -- -v -D aiodisk.stats=1 --filter=noextents
@@ -231,6 +248,30 @@ took=$(milliseconds_since "$started")
 [ "$took" -lt 8000 ] || fail "the end took $took ms"
 [ ! -e /proc/"$nbdkit_pid" ] || fail "nbdkit still runs"
 wait "$client" || fail "the client ended with $?"
+
+say "Ctrl-C in a terminal; nbdkit is in the session of the terminal, in a group of its own"
+"$python" - "$copy/serve" "$dir/images/one" <<'P' || fail "./serve in a terminal"
+import glob, os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+output = b""
+while b"Ctrl-C stops" not in output:
+    output += os.read(terminal, 4096)
+with open(glob.glob(os.environ["XDG_RUNTIME_DIR"] + "/aiodisk.*/pid")[0]) as f:
+    nbdkit = int(f.read())
+assert os.getsid(nbdkit) == os.getsid(pid) and os.getpgid(nbdkit) == nbdkit, output
+assert os.tcgetpgrp(terminal) == pid, "./serve is not in the foreground"
+os.write(terminal, b"\x03")
+try:
+    while data := os.read(terminal, 4096):
+        output += data
+except OSError:  # the terminal has no user any more
+    pass
+status = os.waitpid(pid, 0)[1]
+assert status == 0 and output.endswith(b"serve: stopped\r\n"), (status, output)
+P
+nothing_left
 
 say "nbdkit is killed: ./serve ends with nbdkit's status and leaves no file"
 up dies "$dir/images/one"
