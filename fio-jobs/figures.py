@@ -142,7 +142,8 @@ FONT = 22
 # A light panel of its own, so that the chart is legible on light and on dark pages.
 INK, FAINT, GRID, PAPER = "#1f2328", "#59636e", "#c8d1da", "#f6f8fa"
 FASTER, SLOWER = "#4a8fdc", "#e8893c"  # distinct for colour-blind readers too
-OF_NAMES = ("#4a8fdc", "#e8893c", "#4ca86a", "#a37be8", "#8c959f")  # one for each name in OURS
+# One for each name in OURS.
+OF_NAMES = ("#4a8fdc", "#d0588f", "#e8893c", "#4ca86a", "#a37be8", "#8c959f")
 
 
 def text_at(x, y, text, size=FONT, colour=INK, align="center"):

@@ -42,6 +42,7 @@ WORDS = {  # a cell's rw
 }
 OURS = {
     "aiodisk": [],
+    "aiodisk-corked": [],  # with libnbdkit-corked.so in nbdkit
     "aiodisk-threads": ["backend=threads"],
     "aiodisk-io_uring": ["backend=io_uring"],
     "aiodisk-libaio": ["backend=libaio"],
@@ -129,13 +130,13 @@ class Process:
     # compare, which then ends the other processes in order.
     apart = {"start_new_session": True}
 
-    def __init__(self, name, argv, log):
+    def __init__(self, name, argv, log, env=None):
         self.name, self.log = name, log
         if not shutil.which(argv[0]):
             raise Failed(f"{name}: {argv[0]} is not installed")
         with open(log, "wb") as out:
             self.popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                          cwd=os.path.dirname(log), **self.apart)
+                                          cwd=os.path.dirname(log), env=env, **self.apart)
         self.fd = os.pidfd_open(self.popen.pid)
         running.append(self)
 
@@ -173,6 +174,21 @@ def used_so_far(pid):
     return nanoseconds / 1e9, switches
 
 
+def corked_environment(plugin):
+    """The environment of an nbdkit that gets libnbdkit-corked.so, which lies beside the plugin."""
+    folder = os.path.dirname(plugin)
+    if not folder:  # the installed plugin
+        config = subprocess.run(["nbdkit", "--dump-config"], capture_output=True, text=True,
+                                check=True).stdout
+        folder = re.search("^plugindir=(.*)", config, re.MULTILINE)[1]
+    library = f"{folder}/libnbdkit-corked.so"
+    if not os.path.isfile(library):
+        raise Failed(f"aiodisk-corked: {library} is not a file")
+    if re.search(r"[\s:$]", library):
+        raise Failed(f"aiodisk-corked: LD_PRELOAD cannot name {library!r}")
+    return {**os.environ, "LD_PRELOAD": library}
+
+
 class Server(Process):
     def __init__(self, bench, name, mode, image):
         pid_file, path = f"{bench.tmp}/pid", f"{bench.tmp}/sock"
@@ -190,7 +206,8 @@ class Server(Process):
             what = PEERS[name][mode] if name in PEERS else [bench.options.plugin, *OURS[name],
                                                             CACHE[mode]]
             argv = ["nbdkit", "-f", "-P", pid_file, *where, *what, f"file={image}"]
-        super().__init__(f"{name} ({mode})", argv, f"{bench.tmp}/server.log")
+        env = corked_environment(bench.options.plugin) if name == "aiodisk-corked" else None
+        super().__init__(f"{name} ({mode})", argv, f"{bench.tmp}/server.log", env)
         deadline = time.monotonic() + 20
         # nbdkit and qemu-nbd write the pid file after they have begun to listen.
         while not (os.path.exists(pid_file) and os.path.getsize(pid_file)):
