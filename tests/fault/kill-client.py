@@ -37,8 +37,7 @@ class CountedServer(Server):
     def __init__(self):
         super().__init__(directory, "-t", str(DEPTH), plugin, image,
                          f"max-threads={MAX_THREADS}", *parameters)
-        # One client comes and goes before the count: the image stays open and a worker may be idle
-        # after it, by design.
+        # One client comes and goes before the count, so that what nbdkit opens once is open.
         h = self.connect()
         h.pread(BLOCK, 0)
         h.flush()
@@ -78,9 +77,9 @@ class CountedServer(Server):
         return sorted(others), workers
 
     def is_clean(self):
-        """The dead client's threads and connections are gone, or nbdkit itself has ended."""
+        """The dead client's connections and the image's threads are gone, or nbdkit has ended."""
         return self.ended() or (not self.count_connections() and
-                                self.threads()[0] == ["aiodisk-loop", "nbdkit"])
+                                self.threads() == (["nbdkit"], 0))
 
     def has_nbdkits_own_abort(self):
         """nbdkit up to 1.32.5 aborts if a client dies with parallel requests on a connection."""
