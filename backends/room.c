@@ -74,14 +74,22 @@ int room_open(struct room *room, const struct room_config *config, bool direct,
     return r;
 }
 
+static void do_nothing(void *opaque)
+{
+}
+
 void room_close(struct room *room)
 {
     if (room->backend)
         backend_close(room->backend);
-    if (room->pool)
+    if (room->pool) {
+        /* The completion bottom half counts a batch after it has woken the batch's callers, so the
+         * last batch may not be counted yet.  The bottom half has returned when loop_call returns.
+         */
+        loop_call(room->loop, do_nothing, NULL);
         add_to_totals(room->pool);
-    if (room->pool)
         pool_free(room->pool, POOL_DRAIN);
+    }
     if (room->loop)
         loop_free(room->loop);
     memset(room, 0, sizeof *room);

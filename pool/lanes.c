@@ -24,6 +24,7 @@ void lanes_enqueue(struct pool *pool, struct task *task)
     if (!lane->waiting)
         lane->waiting = task;
     lane->queued++;
+    lane->callers += task->waiter != NULL;
     pool->queued++;
     pool->undelivered++;
     pool->totals.enqueued++;
@@ -36,6 +37,7 @@ void lanes_dequeue(struct pool *pool, struct task *task)
     *(task->prev ? &task->prev->next : &lane->head) = task->next;
     *(task->next ? &task->next->prev : &lane->tail) = task->prev;
     lane->queued--;
+    lane->callers -= task->waiter != NULL;
     pool->queued--;
     if (task->has_token) {
         lane->granted--;
@@ -101,6 +103,13 @@ void lanes_occupy_slot(struct pool *pool, enum pool_lane lane)
     pool->lanes[lane].running++;
 }
 
+void lanes_start_on_caller(struct pool *pool, struct task *task)
+{
+    lanes_occupy_slot(pool, task->lane);
+    pool->helpers++;
+    atomic_store_explicit(&task->state, TASK_ACTIVE, memory_order_relaxed);
+}
+
 void lanes_release_slot(struct pool *pool, enum pool_lane lane)
 {
     pool->running--;
@@ -112,9 +121,17 @@ bool lanes_are_stranded(const struct pool *pool)
     return pool->spawn_blocked && pool->threads == 0;
 }
 
+/* Whether one more token would wait for a worker that is busy, perhaps for ever: no worker can be
+ * created, and each idle or starting worker has a task with a token to come for.
+ */
+static bool no_worker_comes(const struct pool *pool)
+{
+    return pool->spawn_blocked && pool->granted >= pool->idle + pool->starting;
+}
+
 bool lanes_waiter_runs(const struct pool *pool, const struct task *task)
 {
-    return task->waiter && (pool->helping || lanes_are_stranded(pool));
+    return task->waiter && (pool->helping || no_worker_comes(pool));
 }
 
 static struct task *older(struct task *a, struct task *b)
@@ -122,21 +139,47 @@ static struct task *older(struct task *a, struct task *b)
     return !a || (b && b->sequence < a->sequence) ? b : a;
 }
 
-/* The task that gets the next free slot, or NULL: the oldest one of those that each lane would
- * serve next.  A caller that runs its own task starts at once, so its task must be at the head of
- * the lane: the tasks before it that only have a token are not running yet, and it would overtake
- * them.
+/* The oldest task without a token that a pool_run caller waits for, or NULL.  The search passes the
+ * tasks of pool_submit that wait for a worker.  `callers` saves it when there is nothing to find.
  */
+static struct task *oldest_of_callers(const struct lane *lane)
+{
+    struct task *task = lane->callers ? lane->waiting : NULL;
+    while (task && !task->waiter)
+        task = task->next;
+    return task;
+}
+
+/* The task of this lane that gets the next slot, or NULL.
+ *
+ * While a worker can come, the oldest task without a token is next.  A caller that runs its own
+ * task starts at once, so its task must be at the head of the lane: the tasks before it that only
+ * have a token are not running yet, and it would overtake them.
+ *
+ * While no worker can come, the tasks of pool_submit stay where they are until a busy worker takes
+ * them.  The callers do not wait for that worker: their tasks overtake those of pool_submit, in
+ * order among themselves.  Without any worker the tasks of pool_submit do not stay: they fail.
+ */
+static struct task *next_of_lane(const struct pool *pool, enum pool_lane i)
+{
+    const struct lane *lane = &pool->lanes[i];
+    struct task *task = lane->waiting;
+    if (!task || !lanes_have_free_slot(pool, i))
+        return NULL;
+    if (no_worker_comes(pool))
+        return lanes_are_stranded(pool) ? task : oldest_of_callers(lane);
+    return lanes_waiter_runs(pool, task) && task != lane->head ? NULL : task;
+}
+
+/* The older one of the two tasks that the lanes would serve next, or NULL. */
 static struct task *next_to_grant(const struct pool *pool)
 {
-    struct task *next = NULL;
-    for (unsigned i = 0; i < POOL_LANES; i++) {
-        struct task *task = pool->lanes[i].waiting;
-        if (task && lanes_have_free_slot(pool, i) &&
-            !(lanes_waiter_runs(pool, task) && task != pool->lanes[i].head))
-            next = older(next, task);
-    }
-    return next;
+    return older(next_of_lane(pool, POOL_FAST), next_of_lane(pool, POOL_SLOW));
+}
+
+bool lanes_are_granted(const struct pool *pool)
+{
+    return !next_to_grant(pool);
 }
 
 /* Gives the task back to the caller that waits for it, with a slot.  The caller needs the lock
@@ -144,15 +187,13 @@ static struct task *next_to_grant(const struct pool *pool)
  */
 static void give_to_waiter(struct pool *pool, struct task *task)
 {
-    lanes_dequeue(pool, task);
-    lanes_occupy_slot(pool, task->lane);
-    pool->helpers++;
-    pool->undelivered--;
-    if (lanes_are_stranded(pool))
-        pool->totals.stranded_runs++;
-    else
+    if (pool->helping && task == pool->lanes[task->lane].head)
         pool->totals.taken_back++;
-    atomic_store(&task->state, TASK_ACTIVE);
+    else
+        pool->totals.stranded_runs++;
+    lanes_dequeue(pool, task);
+    lanes_start_on_caller(pool, task);
+    pool->undelivered--;
     task->waiter->runs_itself = true;
     waiter_wake(&task->waiter->waiter);
 }
@@ -160,6 +201,8 @@ static void give_to_waiter(struct pool *pool, struct task *task)
 void lanes_grant(struct pool *pool)
 {
     struct task *task;
+    if (pool->spawn_blocked && pool->granted > pool->idle + pool->starting)
+        lanes_withdraw_tokens(pool);
     while ((task = next_to_grant(pool))) {
         if (lanes_waiter_runs(pool, task)) {
             give_to_waiter(pool, task);
@@ -175,8 +218,8 @@ void lanes_grant(struct pool *pool)
 }
 
 /* A worker that holds no token has just released a slot or has just started, and may take a task
- * that has no token yet.  A worker that holds a token may not: its token stands for a task that has
- * one.
+ * that has no token yet, unless the task's caller is to run it (helping).  A worker that holds a
+ * token may not: its token stands for a task that has one.
  */
 struct task *lanes_take(struct pool *pool, bool holds_token)
 {
@@ -184,7 +227,7 @@ struct task *lanes_take(struct pool *pool, bool holds_token)
     for (unsigned i = 0; i < POOL_LANES; i++) {
         struct task *head = pool->lanes[i].head;
         if (head && (head->has_token || (!holds_token && lanes_have_free_slot(pool, i) &&
-                                         !lanes_waiter_runs(pool, head))))
+                                         !(pool->helping && head->waiter))))
             task = older(task, head);
     }
     if (task) {

@@ -27,6 +27,7 @@
 
 #define NS_PER_MS 1000000u
 #define NS_PER_S 1000000000u
+#define TIMER_MAX_NS ((uint64_t)INT64_MAX / 2) /* 146 years, so that no deadline overflows */
 
 enum bh_flags {
     BH_PENDING = 1 << 0,   /* linked: in `scheduled` or in `ready` */
@@ -65,10 +66,19 @@ struct loop_watch {
 };
 
 struct loop {
-    /* Set once by loop_new. */
+    /* Set once by loop_new, and used by loop_new and loop_free only.  pthread_create(3) may store
+     * `thread` after the loop thread has started.
+     */
     pthread_t thread;
+
+    /* Set once by loop_new, before the thread exists. */
     int epoll_fd;
     int event_fd;
+
+    /* The loop thread's id, which that thread stores before anything else; any thread reads it.
+     * Zero, which is no thread's id, until then.
+     */
+    _Atomic pthread_t self;
 
     /* Any thread. */
     struct stack scheduled;
@@ -199,7 +209,7 @@ void loop_timer_arm(struct loop_timer *timer, uint64_t ns)
 {
     assert(loop_is_current(timer->loop));
     timer_disarm(timer);
-    timer->deadline_ns = now_ns() + ns;
+    timer->deadline_ns = now_ns() + (ns < TIMER_MAX_NS ? ns : TIMER_MAX_NS);
     timer->armed = true;
     timer->next = timer->loop->timers;
     timer->loop->timers = timer;
@@ -275,10 +285,35 @@ void loop_watch_delete(struct loop_watch *watch)
     free(watch);
 }
 
-/* Takes one event of one descriptor and runs the watch's callback; with `wait`, sleeps until there
- * is an event or the next timer is due.  More events at a time would need care: a callback may
- * delete the watch that a later event of the same epoll_wait(2) points to.  The kernel moves a
- * reported descriptor to the end of its ready list, so no watch starves.
+/* Takes one event, or returns false if there is none; sleeps for at most the time-out, as
+ * epoll_wait(2) does.  *watch is the watch that the event belongs to, or NULL for the loop's own
+ * eventfd, which is made unreadable again.
+ *
+ * More events at a time would need care: a callback may delete the watch that a later event of the
+ * same epoll_wait(2) points to.  The kernel moves a reported descriptor to the end of its ready
+ * list, so no watch starves.
+ */
+static bool next_event(struct loop *loop, int timeout_ms, struct loop_watch **watch)
+{
+    struct epoll_event event;
+    int n = epoll_wait(loop->epoll_fd, &event, 1, timeout_ms);
+    assert(n >= 0 || errno == EINTR);
+    if (n <= 0)
+        return false;
+    *watch = event.data.ptr;
+    if (!*watch) {
+        uint64_t count;
+        /* An empty counter would be a spurious wake-up, which does no harm. */
+        ssize_t got = read(loop->event_fd, &count, sizeof count);
+        assert(got == sizeof count || errno == EAGAIN || errno == EINTR);
+    }
+    return true;
+}
+
+/* Runs the callback of one watch that is ready; with `wait`, sleeps until a descriptor is ready or
+ * the next timer is due.  Returns whether a callback ran.  Without `wait`, the loop's own eventfd
+ * does not hide a watch that is ready behind it.  With `wait` it may, because loop_poll comes back
+ * if no callback has run.
  */
 static bool poll_descriptors(struct loop *loop, bool wait)
 {
@@ -288,20 +323,13 @@ static bool poll_descriptors(struct loop *loop, bool wait)
         if (stack_is_empty(&loop->scheduled))
             timeout_ms = timers_timeout_ms(loop);
     }
-    struct epoll_event event;
-    int n = epoll_wait(loop->epoll_fd, &event, 1, timeout_ms);
-    assert(n >= 0 || errno == EINTR);
+    struct loop_watch *watch = NULL;
+    bool found = next_event(loop, timeout_ms, &watch);
     atomic_store(&loop->asleep, false);
-    if (n <= 0)
+    if (found && !watch && !wait)
+        found = next_event(loop, 0, &watch);
+    if (!found || !watch)
         return false;
-    struct loop_watch *watch = event.data.ptr;
-    if (!watch) {
-        uint64_t count;
-        /* An empty counter would be a spurious wake-up, which does no harm. */
-        ssize_t got = read(loop->event_fd, &count, sizeof count);
-        assert(got == sizeof count || errno == EAGAIN || errno == EINTR);
-        return false;
-    }
     watch->fn(watch->opaque);
     return true;
 }
@@ -322,6 +350,7 @@ bool loop_poll(struct loop *loop, bool wait)
 static void *loop_main(void *opaque)
 {
     struct loop *loop = opaque;
+    atomic_store_explicit(&loop->self, pthread_self(), memory_order_relaxed);
     while (!atomic_load(&loop->stopping))
         loop_poll(loop, true);
     return NULL;
@@ -329,7 +358,7 @@ static void *loop_main(void *opaque)
 
 bool loop_is_current(const struct loop *loop)
 {
-    return pthread_equal(pthread_self(), loop->thread);
+    return pthread_equal(pthread_self(), atomic_load_explicit(&loop->self, memory_order_relaxed));
 }
 
 /* A loop_call in progress, on the caller's stack. */

@@ -34,7 +34,8 @@ int loop_new(struct loop **loop);
 /* Stops the thread, joins it and frees the loop.  A bottom half that is scheduled may or may not
  * run any more.  The caller has deleted every timer and watch.  Deleted bottom halves are freed
  * here at the latest; others leak.  Blocks until the callback that is running has returned.  Any
- * thread but the loop's.
+ * thread but the loop's.  No other thread may be inside a function of the loop, not even at the end
+ * of a bh_schedule whose callback has run already.
  */
 void loop_free(struct loop *loop);
 
@@ -43,16 +44,16 @@ bool loop_is_current(const struct loop *loop);
 
 /* Runs fn(opaque) on the loop thread and returns after fn has returned.  A callback that was
  * running before has then returned too, unless that callback calls loop_poll: then fn may run
- * inside it.  So an object that fn deletes is no longer in use by a callback that does not poll.
- * Blocks.  Any thread but the loop's.
+ * inside it.  So when fn deletes an object, callbacks that do not poll no longer use the object.  A
+ * callback that polls needs a count of its own that its owner waits for first, as pool_free waits
+ * for `undelivered`.  Blocks.  Any thread but the loop's.
  */
 void loop_call(struct loop *loop, loop_fn *fn, void *opaque);
 
 /* One turn of the loop from inside a callback: runs the bottom halves and timers that are ready and
- * at most one watch.  With `wait`, sleeps until there is a callback to run, or returns because the
- * loop is being stopped.  Without `wait`, a ready watch may be left to the next turn: the loop's
- * own eventfd counts as the one descriptor of this turn.  Returns whether a callback ran.  Loop
- * thread only.
+ * one of the watches that are ready; these take turns, so no watch starves.  With `wait`, sleeps
+ * until there is a callback to run, or returns because the loop is being stopped.  Returns whether
+ * a callback ran; without `wait`, false means that nothing was ready.  Loop thread only.
  */
 bool loop_poll(struct loop *loop, bool wait);
 
@@ -81,7 +82,8 @@ void bh_delete(struct bh *bh);
 struct loop_timer *loop_timer_new(struct loop *loop, loop_fn *fn, void *opaque);
 
 /* Makes the callback run once, at least `ns` nanoseconds from now (epoll_wait(2) counts in
- * milliseconds; the loop rounds up).  Arming an armed timer moves its deadline.  Loop thread only.
+ * milliseconds; the loop rounds up).  More than 146 years means 146 years.  Arming an armed timer
+ * moves its deadline.  Loop thread only.
  */
 void loop_timer_arm(struct loop_timer *timer, uint64_t ns);
 

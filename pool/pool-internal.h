@@ -18,6 +18,14 @@
  * it has run.  No slot is given away unless running + granted < max_threads; the slow lane has the
  * same rule for its share.  A smaller max_threads withdraws tokens, but does not stop running
  * tasks.
+ *
+ * Usually a task may get a token before there is a worker for it, because the missing worker is
+ * then owed (workers_owed) and is created.  While threads cannot be created (spawn_blocked), no
+ * more tasks have a token than workers are idle or starting:
+ *
+ *     granted <= idle + starting
+ *
+ * So a token never reserves a slot for a worker that does not come.
  */
 #ifndef AIODISK_POOL_INTERNAL_H
 #define AIODISK_POOL_INTERNAL_H
@@ -39,6 +47,7 @@ struct lane {
     struct task *head, *tail;
     struct task *waiting; /* the first task without a token */
     unsigned queued;      /* tasks in the queue */
+    unsigned callers;     /* of these, those that a pool_run caller waits for */
     unsigned granted;     /* of these, with a token */
     unsigned running;     /* tasks that left the queue, or never were in it, and occupy a slot */
 };
@@ -87,13 +96,15 @@ struct pool {
     unsigned threads;     /* workers, from before pthread_create until leave() */
     unsigned starting;    /* of these, not yet at their first look for a task */
     unsigned idle;        /* of these, in sem_clockwait, or back from it and not yet at the lock */
+    unsigned least_idle;  /* the smallest `idle` since the window began (count_unneeded) */
+    unsigned unneeded;    /* how many workers may leave in this window without a time-out */
     bool manage_asked;    /* manage_bh was scheduled, and has not yet looked at the pool */
-    bool
-        spawn_blocked; /* the last creation failed: retry_timer or a worker that starts clears it */
-    bool retry_armed;  /* the retry timer is armed, or workers_manage is about to arm it */
-    bool closing;      /* pool_free began: no task is accepted */
-    bool stopping;     /* pool_free found the pool empty: workers leave */
-    uint64_t retry_ns; /* the retry timer's next back-off */
+    bool spawn_blocked; /* the last creation failed; a retry or a worker that starts clears this */
+    bool retry_armed;   /* the retry timer is armed, or workers_manage is about to arm it */
+    bool closing;       /* pool_free began: no task is accepted */
+    bool stopping;      /* pool_free found the pool empty: workers leave */
+    uint64_t window_end_ns;      /* when least_idle starts anew, in CLOCK_MONOTONIC */
+    uint64_t retry_ns;           /* the back-off for which the retry timer is armed next */
     struct worker *exited;       /* have left and are to be joined */
     struct pool_counters totals; /* only its first group is used */
 };
@@ -132,14 +143,24 @@ bool lanes_have_free_slot(const struct pool *pool, enum pool_lane lane);
 void lanes_occupy_slot(struct pool *pool, enum pool_lane lane);
 void lanes_release_slot(struct pool *pool, enum pool_lane lane);
 
+/* Occupies a slot for a task that is in no queue and that its pool_run caller runs. */
+void lanes_start_on_caller(struct pool *pool, struct task *task);
+
 /* Whether the pool_run caller that waits for this task is to run the task, rather than a worker. */
 bool lanes_waiter_runs(const struct pool *pool, const struct task *task);
 
 /* Gives the free slots to the oldest tasks that may have them.  A task for a worker gets a token.
- * A task whose pool_run caller is to run it is given back to that caller with the slot.  When no
- * worker can come, a task without a waiting caller completes with -EAGAIN.
+ * A task whose pool_run caller is to run it is given back to that caller with the slot.
+ *
+ * While threads cannot be created, no more tasks keep a token than workers are idle or starting.
+ * When no worker can come for the head of a lane, the callers of that lane get the slots, and the
+ * tasks without a caller wait for a busy worker; when no worker exists, these complete with
+ * -EAGAIN.  So this is called after each change of a queue, a slot, `idle` or spawn_blocked.
  */
 void lanes_grant(struct pool *pool);
+
+/* Whether lanes_grant would have nothing to do. */
+bool lanes_are_granted(const struct pool *pool);
 
 /* Takes the tokens of all queued tasks back, so that lanes_grant decides anew. */
 void lanes_withdraw_tokens(struct pool *pool);

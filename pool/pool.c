@@ -14,6 +14,9 @@
 
 #define IDLE_TIMEOUT_DEFAULT_NS 10000000000u
 
+/* 31 years.  A deadline this far away fits a time_t of 32 bits, and no sum with it overflows. */
+#define IDLE_TIMEOUT_MAX_NS 1000000000000000000u
+
 /* --- The lock, and what holds whenever the lock is released --- */
 
 void pool_lock(struct pool *pool)
@@ -23,7 +26,8 @@ void pool_lock(struct pool *pool)
 
 /* Every queued and running task is counted in its lane.  Every worker is starting, idle, or runs a
  * task.  Every granted or surplus token is in the semaphore or carried by a worker, which counts as
- * idle until it has the lock.
+ * idle until it has the lock.  While threads cannot be created, each granted token has a worker of
+ * its own to come for it.  No task waits for a slot that it may have.
  */
 static void check_identities(struct pool *pool)
 {
@@ -36,6 +40,8 @@ static void check_identities(struct pool *pool)
     assert(pool->threads == pool->starting + pool->idle + pool->running - pool->helpers);
     assert((unsigned)tokens <= pool->granted + pool->surplus);
     assert(pool->granted + pool->surplus - (unsigned)tokens <= pool->idle);
+    assert(!pool->spawn_blocked || pool->granted <= pool->idle + pool->starting);
+    assert(lanes_are_granted(pool));
 }
 
 void pool_unlock(struct pool *pool)
@@ -156,6 +162,7 @@ static int run_in_own_slot(struct pool *pool, struct task *task)
 {
     int result = task->run(task);
     pool_lock(pool);
+    atomic_store_explicit(&task->state, TASK_IDLE, memory_order_relaxed);
     pool->helpers--;
     lanes_release_slot(pool, task->lane);
     lanes_grant(pool);
@@ -184,12 +191,11 @@ int pool_run(struct pool *pool, struct task *task)
     }
     pool->totals.submitted++;
     if (may_run_at_once(pool, task)) {
-        lanes_occupy_slot(pool, task->lane);
-        pool->helpers++;
-        if (lanes_are_stranded(pool))
-            pool->totals.stranded_runs++;
-        else
+        lanes_start_on_caller(pool, task);
+        if (pool->helping)
             pool->totals.helped++;
+        else
+            pool->totals.stranded_runs++;
         pool_unlock(pool);
         return task->result = run_in_own_slot(pool, task);
     }
@@ -311,6 +317,8 @@ int pool_new(struct loop *loop, const struct pool_config *config, struct pool **
     pool->loop = loop;
     pool->idle_timeout_ns =
         config->idle_timeout_ns ? config->idle_timeout_ns : IDLE_TIMEOUT_DEFAULT_NS;
+    if (pool->idle_timeout_ns > IDLE_TIMEOUT_MAX_NS)
+        pool->idle_timeout_ns = IDLE_TIMEOUT_MAX_NS;
     pool->helping = config->helping;
     pool->max_threads = config->max_threads;
     pool->min_threads = config->min_threads;
@@ -323,7 +331,10 @@ int pool_new(struct loop *loop, const struct pool_config *config, struct pool **
     pool->manage_bh = bh_new(loop, workers_manage, pool);
     pool->retry_timer = loop_timer_new(loop, workers_retry, pool);
     if (!pool->completion_bh || !pool->manage_bh || !pool->retry_timer) {
-        loop_call(loop, delete_callbacks, pool);
+        if (loop_is_current(loop))
+            delete_callbacks(pool);
+        else
+            loop_call(loop, delete_callbacks, pool);
         free_memory(pool);
         return -ENOMEM;
     }

@@ -31,9 +31,9 @@ struct task;
 enum pool_lane { POOL_FAST, POOL_SLOW, POOL_LANES };
 
 enum task_state {
-    TASK_IDLE,   /* never queued, or `done` was or is being called */
+    TASK_IDLE,   /* never submitted; or pool_run's caller has run it; or `done` was or is called */
     TASK_QUEUED, /* in its lane's queue */
-    TASK_ACTIVE, /* taken from the queue to be run */
+    TASK_ACTIVE, /* being run, by a worker or by pool_run's caller */
     TASK_DONE,   /* has its result; the loop thread is about to call `done` */
 };
 
@@ -73,7 +73,8 @@ struct task {
 struct pool_config {
     unsigned max_threads;     /* 1-POOL_MAX_THREADS: how many tasks may run at once */
     unsigned min_threads;     /* 0-max_threads: how many workers stay when they are idle */
-    uint64_t idle_timeout_ns; /* how long an idle worker waits before it exits; 0 means 10 s */
+    uint64_t idle_timeout_ns; /* how long an idle worker waits before it exits; 0 means 10 s; more
+                                 than 31 years means 31 years */
     bool helping;             /* whether pool_run's caller may run its own task */
 };
 
@@ -83,12 +84,12 @@ struct pool_config {
  * present state.
  */
 struct pool_counters {
-    uint64_t submitted;       /* tasks accepted by pool_submit or pool_run */
-    uint64_t enqueued;        /* of these, put into a queue */
-    uint64_t worker_runs;     /* taken by a worker */
-    uint64_t helped;          /* run by pool_run's caller without being queued */
-    uint64_t taken_back;      /* queued, then run by pool_run's caller when a slot came free */
-    uint64_t stranded_runs;   /* run by pool_run's caller because no worker could be created */
+    uint64_t submitted;     /* tasks accepted by pool_submit or pool_run */
+    uint64_t enqueued;      /* of these, put into a queue */
+    uint64_t worker_runs;   /* taken by a worker */
+    uint64_t helped;        /* run by pool_run's caller without being queued */
+    uint64_t taken_back;    /* queued, then run by pool_run's caller when a slot came free */
+    uint64_t stranded_runs; /* run by pool_run's caller for one reason only: no worker could come */
     uint64_t stranded_errors; /* failed with -EAGAIN because no worker could be created */
     uint64_t cancelled;       /* failed with -ECANCELED */
     uint64_t completions;     /* delivered by the completion bottom half */
@@ -105,7 +106,7 @@ struct pool_counters {
 };
 
 /* Creates a pool without any worker.  The loop must outlive the pool.  Returns 0, -EINVAL (a bound
- * out of range) or -ENOMEM.  Any thread but the loop's: without memory, pool_new uses loop_call.
+ * out of range) or -ENOMEM.  Any thread; without memory, it waits for the loop thread (loop_call).
  */
 int pool_new(struct loop *loop, const struct pool_config *config, struct pool **pool);
 
@@ -116,32 +117,34 @@ enum pool_free_policy {
 
 /* Refuses new tasks, runs or cancels the queued tasks, waits for the running tasks and for every
  * `done`, joins every worker and frees the pool.  When pool_free returns, no worker exists, so the
- * code can be unmapped.  Blocks.  Any thread but the loop's and the workers'.  Threads that are
- * inside pool_run finish.  No thread may enter the pool once pool_free has returned.
+ * code can be unmapped.  Blocks.  Any thread but the loop's and the workers'.  Threads whose task
+ * was accepted by pool_run finish.  Of every other call, also of one that is refused, the caller of
+ * pool_free makes sure that it has returned before pool_free can return.
  */
 void pool_free(struct pool *pool, enum pool_free_policy policy);
 
 /* Queues the task and returns 0: `done` will be called exactly once, on the loop thread.  On an
  * error `done` is not called: -ESHUTDOWN after pool_free began; -EAGAIN when there is no worker and
  * the last attempt to create one failed.  When the creation fails after the task was queued, `done`
- * gets -EAGAIN.  Any thread, also from inside `done`; does not block.
+ * gets -EAGAIN if there is no worker; if there are workers, the task waits for one of them.  Any
+ * thread, also from inside `done`; does not block.
  */
 int pool_submit(struct pool *pool, struct task *task);
 
 /* Runs the task and returns its result, -ECANCELED after pool_cancel, or -ESHUTDOWN after pool_free
- * began.  Blocks.  Never fails for lack of threads: when there is no worker and none can be
- * created, the caller runs the task as soon as a slot is free.  Any thread but the loop's and the
- * workers'.  pool_run (pool.c) and lanes_grant (lanes.c) decide whether caller or worker runs the
- * task.
+ * began.  Blocks.  Never fails or waits for lack of threads: while no worker can be created and all
+ * others are busy, the caller runs the task as soon as a slot is free, with helping on or off.  The
+ * task then overtakes tasks of pool_submit, but no task of another pool_run caller that has no
+ * slot.  Any thread but the loop's and the workers'.  pool_run (pool.c) and lanes_grant (lanes.c)
+ * decide whether caller or worker runs the task.
  */
 int pool_run(struct pool *pool, struct task *task);
 
 /* Cancels a task that is queued: the task completes once, with -ECANCELED.  Returns 0; -EBUSY if
- * the task is running; or -EALREADY if the task is completed, cancelled or was never submitted.  A
- * task that pool_run's caller runs is not tracked as exactly: -EALREADY also while a task that
- * never was queued runs, -EBUSY also after a task that was taken back from the queue has returned.
- * The task's memory must be valid: the caller knows that `done` has not returned yet, or is inside
- * `done`.  Any thread; does not block.
+ * the task is running, on a worker or on pool_run's caller; or -EALREADY if the task is completed,
+ * cancelled or was never submitted.  The task's memory must be valid: the caller knows that `done`
+ * or pool_run has not returned yet, or is inside `done`, or owns the memory.  Any thread; does not
+ * block.
  */
 int pool_cancel(struct pool *pool, struct task *task);
 

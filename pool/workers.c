@@ -40,9 +40,10 @@ static void reserve_worker(struct pool *pool)
     pool->starting++;
 }
 
-/* Rolls reserve_worker back, all in one critical section, so no other thread sees a part of it.  If
- * no worker is left, nobody would come for the tasks that have a token: their tokens are withdrawn,
- * and lanes_grant gives the tasks to their callers or fails them.  Under lock.
+/* Rolls reserve_worker back, all in one critical section, so no other thread sees a part of it.
+ * Nobody may come now for tasks that have a token already.  lanes_grant withdraws such tokens, and
+ * gives the tasks to their callers, leaves them to the workers that are busy, or fails them.  Under
+ * lock.
  */
 static void creation_failed(struct pool *pool)
 {
@@ -50,10 +51,7 @@ static void creation_failed(struct pool *pool)
     pool->starting--;
     pool->totals.spawn_failures++;
     pool->spawn_blocked = true;
-    if (lanes_are_stranded(pool)) {
-        lanes_withdraw_tokens(pool);
-        lanes_grant(pool);
-    }
+    lanes_grant(pool);
 }
 
 /* Creates one worker.  This is the only place that does.  Loop thread or worker, without the lock,
@@ -91,20 +89,23 @@ void workers_join_exited(struct pool *pool)
     }
 }
 
-/* The bottom half: joins the workers that have left, arms the retry timer after a failed creation,
- * and creates the first of the workers that are owed.
+/* The bottom half: arms the retry timer after a failed creation, creates the first of the workers
+ * that are owed, and joins the workers that have left.  The join comes last, so that no exit delays
+ * a creation, and so that a worker that leaves after manage_asked was cleared finds it clear and
+ * asks for the next turn, or is joined in this one.
  */
 void workers_manage(void *opaque)
 {
     struct pool *pool = opaque;
-    workers_join_exited(pool);
 
     pool_lock(pool);
     pool->manage_asked = false;
     bool arm = pool->spawn_blocked && !pool->retry_armed;
     uint64_t retry_ns = pool->retry_ns;
-    if (arm)
+    if (arm) {
         pool->retry_armed = true;
+        pool->retry_ns = retry_ns * 2 < RETRY_LAST_NS ? retry_ns * 2 : RETRY_LAST_NS;
+    }
     bool create = workers_owed(pool) && pool->starting == 0;
     if (create)
         reserve_worker(pool);
@@ -114,48 +115,58 @@ void workers_manage(void *opaque)
         loop_timer_arm(pool->retry_timer, retry_ns);
     if (create)
         create_worker(pool);
+    workers_join_exited(pool);
 }
 
 /* The retry timer: a creation failed one back-off ago.  If there is no worker, one is created even
  * if nothing is queued, so that the next request need not find out whether creation works again.
- * The back-off doubles each time the timer fires; a worker that starts resets it.
+ * The back-off doubles each time the timer is armed.  A worker that starts resets the back-off, and
+ * so does a timer that finds nothing to create: the next failure is not a repetition of the last.
  */
 void workers_retry(void *opaque)
 {
     struct pool *pool = opaque;
     pool_lock(pool);
     pool->retry_armed = false;
+    bool was_blocked = pool->spawn_blocked;
     pool->spawn_blocked = false;
-    bool create =
-        pool->starting == 0 && !pool->stopping && (pool->threads == 0 || workers_owed(pool));
+    lanes_grant(pool); /* tokens again for tasks that have no worker, so that one is owed */
+    bool create = was_blocked && pool->starting == 0 && !pool->stopping &&
+                  (pool->threads == 0 || workers_owed(pool));
     if (create)
         reserve_worker(pool);
-    uint64_t doubled = pool->retry_ns * 2;
-    pool->retry_ns = doubled < RETRY_LAST_NS ? doubled : RETRY_LAST_NS;
+    else if (pool->starting == 0)
+        pool->retry_ns = POOL_RETRY_FIRST_NS;
     pool_unlock(pool);
     if (create)
         create_worker(pool);
 }
 
-/* The CLOCK_MONOTONIC time in `ns` nanoseconds. */
-static struct timespec deadline_in(uint64_t ns)
+/* The CLOCK_MONOTONIC time. */
+static uint64_t now_ns(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
-    ns += (uint64_t)ts.tv_nsec;
-    ts.tv_sec += (time_t)(ns / NS_PER_S);
-    ts.tv_nsec = (long)(ns % NS_PER_S);
-    return ts;
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+static unsigned smaller(unsigned a, unsigned b)
+{
+    return a < b ? a : b;
 }
 
 /* Waits for a token for at most the idle time-out.  Returns whether the worker now holds a token.
  * Under lock; the wait releases the lock.
  */
-static bool wait_for_token(struct pool *pool)
+static bool wait_for_token(struct pool *pool, uint64_t now)
 {
-    struct timespec deadline = deadline_in(pool->idle_timeout_ns);
+    uint64_t end_ns = now + pool->idle_timeout_ns;
+    struct timespec deadline = {(time_t)(end_ns / NS_PER_S), (long)(end_ns % NS_PER_S)};
     int rc;
     pool->idle++;
+    /* While threads cannot be created, the number of tokens follows the number of idle workers. */
+    if (pool->spawn_blocked)
+        lanes_grant(pool);
     pool_unlock(pool);
     do
         rc = sem_clockwait(&pool->tokens, CLOCK_MONOTONIC, &deadline);
@@ -163,31 +174,62 @@ static bool wait_for_token(struct pool *pool)
     assert(rc == 0 || errno == ETIMEDOUT);
     pool_lock(pool);
     pool->idle--;
+    pool->least_idle = smaller(pool->least_idle, pool->idle);
+    pool->unneeded = smaller(pool->unneeded, pool->idle);
     return rc == 0;
 }
 
-/* A timed-out worker may leave only if no token is outstanding, more than min_threads workers
- * exist, and it is not the last worker while creation fails.  The first condition prevents a lost
- * wake-up: the worker's wait times out; a submitter, with the lock, counts the worker as idle and
- * posts a token for it; the worker gets the lock.  Under lock.
+/* Counts the workers that the pool can do without.  A window lasts one idle time-out.  If at least
+ * n workers were idle at each moment of a window, n workers were not needed in that window, and as
+ * many may leave in the next window, unless they are needed after all.
+ *
+ * The time-out of each worker's own sleep is not enough: the semaphore wakes the sleepers in turn,
+ * so a light load wakes each of many workers before its time-out.  Under lock.
  */
-static bool may_expire(const struct pool *pool)
+static void count_unneeded(struct pool *pool, uint64_t now)
 {
-    return pool->granted == 0 && pool->threads > pool->min_threads &&
-           !(pool->spawn_blocked && pool->threads == 1);
+    if (now < pool->window_end_ns)
+        return;
+    pool->unneeded = pool->least_idle;
+    pool->least_idle = pool->idle;
+    pool->window_end_ns = now + pool->idle_timeout_ns;
+}
+
+/* Whether a worker without a task is to leave: its wait has timed out, or the pool was able to do
+ * without so many workers.
+ *
+ * A worker may leave only if no token is outstanding, more than min_threads workers exist, and it
+ * is not the last worker while creation fails.  The first condition prevents a lost wake-up: the
+ * worker's wait times out; a submitter, with the lock, counts the worker as idle and posts a token
+ * for it; the worker gets the lock.  Under lock.
+ */
+static bool is_to_leave(struct pool *pool, bool timed_out, uint64_t now)
+{
+    count_unneeded(pool, now);
+    if (!timed_out && pool->unneeded == 0)
+        return false;
+    if (pool->granted > 0 || pool->threads <= pool->min_threads ||
+        (pool->spawn_blocked && pool->threads == 1))
+        return false;
+    if (pool->unneeded > 0)
+        pool->unneeded--;
+    return true;
 }
 
 /* The next task to run, or NULL when the worker is to leave.  Under lock; may wait without it. */
 static struct task *next_task(struct pool *pool)
 {
     bool holds_token = false;
-    bool expired = false;
+    bool timed_out = false;
     for (;;) {
         struct task *task = lanes_take(pool, holds_token);
-        if (task || pool->stopping || (expired && may_expire(pool)))
+        if (task || pool->stopping)
             return task;
-        holds_token = wait_for_token(pool);
-        expired = !holds_token;
+        uint64_t now = now_ns();
+        if (is_to_leave(pool, timed_out, now))
+            return NULL;
+        holds_token = wait_for_token(pool, now);
+        timed_out = !holds_token;
     }
 }
 

@@ -45,6 +45,36 @@ ssize_t __wrap_write(int fd, const void *buf, size_t count)
     return __real_write(fd, buf, count);
 }
 
+/* --wrap=pthread_create: with store_late set, the new thread runs for a while before its creator
+ * gets its id, as POSIX allows.
+ */
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+                          void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+                          void *arg);
+static bool store_late;
+
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+                          void *arg)
+{
+    pthread_t created;
+    int error = __real_pthread_create(&created, attr, fn, arg);
+    if (store_late)
+        sleep_us(20000);
+    if (!error)
+        *thread = created;
+    return error;
+}
+
+static void loop_thread_knows_itself_before_its_creator_does(void **state)
+{
+    store_late = true;
+    CHECK(loop_new(&loop) == 0);
+    store_late = false;
+    CHECK(!loop_is_current(loop));
+    loop_free(loop);
+}
+
 static void post(void *opaque)
 {
     sem_post(opaque);
@@ -272,6 +302,32 @@ static void timer_fires_once_and_not_early(void **state)
     CHECK(t.fired_at - t.armed_at >= 5000000);
 }
 
+static void arm_too_far(void *opaque)
+{
+    struct timed *t = opaque;
+    t->timer = loop_timer_new(loop, fire, t);
+    loop_timer_arm(t->timer, UINT64_MAX - t->fired_at);
+}
+
+static void disarm(void *opaque)
+{
+    struct timed *t = opaque;
+    loop_timer_delete(t->timer);
+}
+
+static void timer_too_far_for_the_clock_does_not_fire(void **state)
+{
+    for (uint64_t i = 0; i < 3; i++) {
+        struct timed t = {.fired_at = i * 1000000000u};
+        sem_init(&t.done, 0, 0);
+        loop_call(loop, arm_too_far, &t);
+        sleep_us(5000);
+        loop_call(loop, nothing, NULL);
+        CHECK(t.fired == 0);
+        loop_call(loop, disarm, &t);
+    }
+}
+
 struct watched {
     struct loop_watch *watch;
     int fd;
@@ -310,6 +366,35 @@ static void watch_reports_each_time_until_deleted_from_inside(void **state)
     loop_call(loop, nothing, NULL);
     CHECK(w.runs == 3);
     close(w.fd);
+}
+
+struct hidden {
+    struct watched watched;
+    int loop_fd;
+    bool found;
+};
+
+static void poll_once(void *opaque)
+{
+    struct hidden *h = opaque;
+    uint64_t one = 1;
+    CHECK(__real_write(h->loop_fd, &one, sizeof one) == sizeof one);
+    CHECK(__real_write(h->watched.fd, &one, sizeof one) == sizeof one);
+    h->found = loop_poll(loop, false);
+}
+
+/* The loop's own eventfd is readable first.  One turn that does not wait still runs the watch. */
+static void watch_is_not_hidden_by_the_eventfd(void **state)
+{
+    struct hidden h = {.loop_fd = find_eventfd()};
+    h.watched.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    sem_init(&h.watched.done, 0, 0);
+    loop_call(loop, watch, &h.watched);
+    for (unsigned i = 1; i <= 3; i++) {
+        loop_call(loop, poll_once, &h);
+        CHECK(h.found && h.watched.runs == i);
+    }
+    close(h.watched.fd);
 }
 
 struct nested {
@@ -358,6 +443,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(timer_fires_once_and_not_early, set_up, tear_down),
         cmocka_unit_test_setup_teardown(watch_reports_each_time_until_deleted_from_inside, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(timer_too_far_for_the_clock_does_not_fire, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(watch_is_not_hidden_by_the_eventfd, set_up, tear_down),
+        cmocka_unit_test(loop_thread_knows_itself_before_its_creator_does),
         cmocka_unit_test_setup_teardown(invariant_9_nested_poll_runs_other_callbacks, set_up,
                                         tear_down),
     };

@@ -116,6 +116,72 @@ static void invariant_8_cancel_at_each_state(void **state)
     gate_destroy(&gate);
 }
 
+struct running_caller {
+    struct pool *pool;
+    struct job job;
+    pthread_t thread;
+};
+
+static void *call_pool_run(void *opaque)
+{
+    struct running_caller *caller = opaque;
+    CHECK(pool_run(caller->pool, &caller->job.task) == JOB_RESULT);
+    return NULL;
+}
+
+static void start_caller(struct running_caller *caller, struct pool *pool, struct gate *gate)
+{
+    caller->pool = pool;
+    job_init(&caller->job, POOL_FAST, gate, NULL);
+    CHECK(pthread_create(&caller->thread, NULL, call_pool_run, caller) == 0);
+}
+
+/* Checks what pool_cancel says while the caller's task waits at the gate, and when it has ended. */
+static void check_cancel_of(struct running_caller *caller, struct gate *gate)
+{
+    gate_wait_for(gate, 1);
+    CHECK(pool_cancel(caller->pool, &caller->job.task) == -EBUSY);
+    gate_open(gate);
+    pthread_join(caller->thread, NULL);
+    CHECK(pool_cancel(caller->pool, &caller->job.task) == -EALREADY);
+    CHECK(atomic_load(&caller->job.runs) == 1);
+}
+
+/* A caller runs its task at once; then a caller takes its task back from the queue; then a worker
+ * runs a caller's task.
+ */
+static void invariant_8_cancel_of_a_task_that_its_caller_waits_for(void **state)
+{
+    for (int helping = 0; helping < 2; helping++) {
+        struct pool_config config = {.max_threads = 1, .helping = helping};
+        _Atomic unsigned finished = 0;
+        struct running_caller first, second;
+        struct job holder;
+        struct gate gates[3];
+        struct rig rig;
+
+        rig_new(&rig, &config);
+        for (int i = 0; i < 3; i++)
+            gate_init(&gates[i]);
+        start_caller(&first, rig.pool, &gates[0]);
+        check_cancel_of(&first, &gates[0]);
+
+        job_init(&holder, POOL_FAST, &gates[1], &finished);
+        CHECK(pool_submit(rig.pool, &holder.task) == 0);
+        gate_wait_for(&gates[1], 1);
+        start_caller(&second, rig.pool, &gates[2]);
+        WAIT_UNTIL(counters_of(rig.pool).queued == 1);
+        gate_open(&gates[1]);
+        check_cancel_of(&second, &gates[2]);
+
+        struct pool_counters c = counters_of(rig.pool);
+        CHECK(helping ? c.helped == 1 && c.taken_back == 1 : c.worker_runs == 3);
+        rig_free(&rig, POOL_DRAIN);
+        for (int i = 0; i < 3; i++)
+            gate_destroy(&gates[i]);
+    }
+}
+
 /* --- From inside a callback --- */
 
 struct callback {
@@ -252,6 +318,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(invariant_1_exactly_one_completion_and_8_cancel_races),
         cmocka_unit_test(invariant_8_cancel_at_each_state),
+        cmocka_unit_test(invariant_8_cancel_of_a_task_that_its_caller_waits_for),
         cmocka_unit_test(invariant_8_cancel_inside_ones_own_callback),
         cmocka_unit_test(invariant_9_nested_poll_completes_tasks),
         cmocka_unit_test(invariant_9_nested_poll_delivers_the_rest_of_its_batch),

@@ -189,14 +189,24 @@ static void invariant_11_submission_while_it_shuts_down(void **state)
 struct load {
     struct pool *pool;
     atomic_bool stop;
-    _Atomic unsigned now, most;
+    _Atomic unsigned now; /* tasks that run */
+    /* The round in the upper 32 bits, the most tasks that ran at a time in that round below. */
+    _Atomic uint64_t most;
 };
 
+#define MOST(value) ((unsigned)(value))
+
+/* A task that counted itself in an earlier round, under a larger bound, must not report that number
+ * as this round's.  The task reads `most` first; the compare-and-exchange fails if the round has
+ * changed since then.
+ */
 static int count_concurrency(struct task *task)
 {
     struct load *load = (struct load *)((struct job *)task)->gate;
-    unsigned now = atomic_fetch_add(&load->now, 1) + 1, most = atomic_load(&load->most);
-    while (now > most && !atomic_compare_exchange_weak(&load->most, &most, now))
+    uint64_t most = atomic_load(&load->most), round = most >> 32;
+    unsigned now = atomic_fetch_add(&load->now, 1) + 1;
+    while (most >> 32 == round && now > MOST(most) &&
+           !atomic_compare_exchange_weak(&load->most, &most, round << 32 | now))
         ;
     sleep_us(20);
     atomic_fetch_sub(&load->now, 1);
@@ -233,10 +243,10 @@ static void invariant_19_bounds_change_under_load(void **state)
             CHECK(pool_set_bounds(rig.pool, 0, max) == 0);
             /* Tasks that run above a smaller bound may finish first. */
             WAIT_UNTIL(counters_of(rig.pool).running <= max);
-            atomic_store(&load.most, 0);
-            WAIT_UNTIL(atomic_load(&load.most) > 0);
+            atomic_store(&load.most, (uint64_t)(round + 1) << 32);
+            WAIT_UNTIL(MOST(atomic_load(&load.most)) > 0);
             sleep_us(1000);
-            CHECK(atomic_load(&load.most) <= max);
+            CHECK(MOST(atomic_load(&load.most)) <= max);
         }
         CHECK(pool_set_bounds(rig.pool, 3, 2) == -EINVAL);
         CHECK(pool_set_bounds(rig.pool, 0, 0) == -EINVAL);
@@ -252,6 +262,7 @@ static void invariant_19_bounds_change_under_load(void **state)
 /* --- Every thread that was created has been joined when pool_free returns --- */
 
 static _Atomic unsigned created, joined;
+static _Atomic(struct pool *) join_after_all_left; /* the next join waits for this pool's workers */
 
 int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
                           void *arg);
@@ -270,10 +281,31 @@ int __real_pthread_join(pthread_t thread, void **value);
 int __wrap_pthread_join(pthread_t thread, void **value);
 int __wrap_pthread_join(pthread_t thread, void **value)
 {
+    struct pool *watched = atomic_exchange(&join_after_all_left, NULL);
+    if (watched)
+        WAIT_UNTIL(counters_of(watched).threads == 0);
     int error = __real_pthread_join(thread, value);
     if (!error)
         atomic_fetch_add(&joined, 1);
     return error;
+}
+
+/* The second worker leaves while the loop thread joins the first one.  The loop thread joins the
+ * second one too, without pool_free.
+ */
+static void a_worker_that_leaves_during_a_join_is_joined(void **state)
+{
+    for (int round = 0; round < ROUNDS(50); round++) {
+        struct pool_config config = {.max_threads = 2, .idle_timeout_ns = 1000000};
+        struct rig rig;
+        rig_new(&rig, &config);
+        unsigned before = atomic_load(&joined);
+        atomic_store(&join_after_all_left, rig.pool);
+        jobs_run_at_once(rig.pool, 2, 2);
+        WAIT_UNTIL(atomic_load(&joined) - before == counters_of(rig.pool).threads_created);
+        atomic_store(&join_after_all_left, NULL);
+        rig_free(&rig, POOL_DRAIN);
+    }
 }
 
 static void invariant_10_every_worker_is_joined(void **state)
@@ -292,6 +324,55 @@ static void invariant_10_every_worker_is_joined(void **state)
         free(jobs);
     }
     CHECK(atomic_load(&created) > 0);
+}
+
+/* --- Without memory --- */
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+static _Thread_local unsigned fail_after; /* this calloc of this thread fails, counted from 1 */
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    return fail_after > 0 && --fail_after == 0 ? NULL : __real_calloc(n, size);
+}
+
+struct creation {
+    struct rig rig;
+    unsigned fail_after;
+    int result;
+};
+
+static void try_pool_new(void *opaque)
+{
+    struct creation *creation = opaque;
+    struct pool_config config = {.max_threads = 4};
+    fail_after = creation->fail_after;
+    creation->result = pool_new(creation->rig.loop, &config, &creation->rig.pool);
+    fail_after = 0;
+}
+
+/* Each allocation of pool_new fails once, on a thread of the test and on the loop thread. */
+static void pool_new_without_memory_on_any_thread(void **state)
+{
+    struct creation creation;
+
+    CHECK(loop_new(&creation.rig.loop) == 0);
+    for (int on_loop = 0; on_loop < 2; on_loop++) {
+        for (creation.fail_after = 1; creation.fail_after <= 5; creation.fail_after++) {
+            if (on_loop)
+                loop_call(creation.rig.loop, try_pool_new, &creation);
+            else
+                try_pool_new(&creation);
+            if (creation.result == 0)
+                break;
+            CHECK(creation.result == -ENOMEM);
+        }
+        CHECK(creation.fail_after == 5);
+        jobs_run_at_once(creation.rig.pool, 4, 4);
+        pool_free(creation.rig.pool, POOL_DRAIN);
+    }
+    loop_free(creation.rig.loop);
 }
 
 /* The pool as part of a plugin: the code is unmapped right after pool_free. */
@@ -318,6 +399,8 @@ int main(void)
         cmocka_unit_test(invariant_2_identities_hold_and_all_is_zero_at_the_end),
         cmocka_unit_test(invariant_10_free_with_work_in_every_state),
         cmocka_unit_test(invariant_10_every_worker_is_joined),
+        cmocka_unit_test(a_worker_that_leaves_during_a_join_is_joined),
+        cmocka_unit_test(pool_new_without_memory_on_any_thread),
         cmocka_unit_test(invariant_11_submission_while_it_shuts_down),
         cmocka_unit_test(invariant_19_bounds_change_under_load),
         cmocka_unit_test(invariant_19_dlclose_right_after_free),

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Time and interruption.
  *
- * Idle workers exit after the time-out, also when work comes at that moment.  The wall clock does
- * not matter.  Spurious returns from the semaphore do no harm.  No signal reaches a worker or the
- * loop.  --wrap=sem_clockwait watches and disturbs the sleep of the workers.
+ * Idle workers exit after the time-out, also when work comes at that moment, and under light load.
+ * The wall clock does not matter.  Spurious returns from the semaphore do no harm.  No signal
+ * reaches a worker or the loop.  --wrap=sem_clockwait watches and disturbs the sleep of the
+ * workers.
  */
 #include "tests/lib/pool-test.h"
 
@@ -14,12 +15,14 @@ int __real_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *dea
 int __wrap_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *deadline);
 static atomic_bool spurious;
 static _Atomic unsigned sleeps;
+static _Atomic time_t earliest_s; /* no deadline may be before this second */
 
 int __wrap_sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *deadline)
 {
     static _Thread_local unsigned n;
     /* CLOCK_REALTIME would follow a jump of the wall clock. */
     CHECK(clock == CLOCK_MONOTONIC);
+    CHECK(deadline->tv_sec >= atomic_load(&earliest_s));
     atomic_fetch_add(&sleeps, 1);
     if (atomic_load(&spurious) && ++n % 2) {
         errno = n % 4 == 1 ? EINTR : ETIMEDOUT;
@@ -68,6 +71,92 @@ static void invariant_12_min_threads_are_kept(void **state)
     CHECK(pool_set_bounds(rig.pool, 0, 8) == 0);
     WAIT_UNTIL(counters_of(rig.pool).threads == 0);
     rig_free(&rig, POOL_DRAIN);
+}
+
+/* A burst of 64, then 100 short tasks a second, one at a time.  The semaphore wakes the sleepers in
+ * turn, so each of the 64 workers is woken before its own time-out of one second is over.
+ */
+static void invariant_21_workers_leave_under_light_load_too(void **state)
+{
+    struct pool_config config = {.max_threads = 64, .idle_timeout_ns = 1000000000};
+    struct timespec start, now;
+    struct rig rig;
+
+    rig_new(&rig, &config);
+    jobs_run_at_once(rig.pool, 64, 64);
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    do {
+        submit_and_wait(&rig, 1);
+        sleep_us(10000);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (now.tv_sec * 10 + now.tv_nsec / 100000000 <
+             start.tv_sec * 10 + start.tv_nsec / 100000000 + 31);
+    struct pool_counters c = counters_of(rig.pool);
+    CHECK(c.threads <= 4);
+    /* The load needs one worker, and that worker stays: it is not replaced again and again. */
+    CHECK(c.threads_created <= 68);
+    check_totals(rig.pool);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+/* The pool has found that it can do without workers, and some have left.  Then all are needed
+ * again: no more of them leave because of what was true before.
+ */
+static void invariant_21_a_new_burst_keeps_its_workers(void **state)
+{
+    struct pool_config config = {.max_threads = 64, .idle_timeout_ns = 200000000};
+    struct rig rig;
+
+    rig_new(&rig, &config);
+    jobs_run_at_once(rig.pool, 64, 64);
+    do {
+        submit_and_wait(&rig, 1);
+        sleep_us(1500);
+    } while (counters_of(rig.pool).threads == 64);
+    jobs_run_at_once(rig.pool, 64, 64);
+    uint64_t created = counters_of(rig.pool).threads_created;
+    jobs_run_at_once(rig.pool, 64, 64);
+    /* On a busy machine the sleep of some may time out meanwhile. */
+    CHECK(counters_of(rig.pool).threads_created - created < 32);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+/* Two tasks at a time, again and again: both workers stay, also after many time-outs. */
+static void invariant_21_workers_that_are_needed_stay(void **state)
+{
+    struct pool_config config = {.max_threads = 8, .idle_timeout_ns = 50000000};
+    struct rig rig;
+
+    rig_new(&rig, &config);
+    jobs_run_at_once(rig.pool, 2, 2);
+    uint64_t created = counters_of(rig.pool).threads_created;
+    for (int round = 0; round < ROUNDS(500); round++) {
+        jobs_run_at_once(rig.pool, 2, 2);
+        sleep_us(1000);
+    }
+    /* On a busy machine a round may last longer than the time-out. */
+    CHECK(counters_of(rig.pool).threads_created - created < ROUNDS(500) / 4);
+    rig_free(&rig, POOL_DRAIN);
+}
+
+/* A time-out that is too long for the clock means that no worker exits. */
+static void a_huge_idle_time_out_is_no_past_deadline(void **state)
+{
+    static const uint64_t huge[] = {UINT64_MAX, UINT64_MAX - 1000000000, INT64_MAX};
+    for (unsigned i = 0; i < 3; i++) {
+        struct pool_config config = {.max_threads = 4, .idle_timeout_ns = huge[i]};
+        struct timespec now;
+        struct rig rig;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        atomic_store(&earliest_s, now.tv_sec + 3600);
+        rig_new(&rig, &config);
+        jobs_run_at_once(rig.pool, 4, 4);
+        submit_and_wait(&rig, 1);
+        WAIT_UNTIL(counters_of(rig.pool).idle == 4);
+        rig_free(&rig, POOL_DRAIN);
+        atomic_store(&earliest_s, 0);
+    }
 }
 
 static void invariant_13_the_wall_clock_does_not_matter(void **state)
@@ -159,6 +248,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(invariant_12_submission_at_the_moment_of_expiry),
         cmocka_unit_test(invariant_12_min_threads_are_kept),
+        cmocka_unit_test(invariant_21_workers_leave_under_light_load_too),
+        cmocka_unit_test(invariant_21_a_new_burst_keeps_its_workers),
+        cmocka_unit_test(invariant_21_workers_that_are_needed_stay),
+        cmocka_unit_test(a_huge_idle_time_out_is_no_past_deadline),
         cmocka_unit_test(invariant_13_the_wall_clock_does_not_matter),
         cmocka_unit_test(invariant_14_spurious_wake_ups_of_the_semaphore),
         cmocka_unit_test(invariant_15_a_storm_of_signals_is_invisible),
