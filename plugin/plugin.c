@@ -92,14 +92,11 @@ static int aiodisk_get_ready(void)
     if (strcmp(config.backend, "libaio") == 0 && config.cache != CACHE_NONE)
         log_warning("backend=libaio is asynchronous only with cache=none: with cache=default reads "
                     "and writes go to the worker pool");
-    /* SIGXFSZ would end the process.  If it is ignored, a write beyond RLIMIT_FSIZE gives EFBIG. */
-    signal(SIGXFSZ, SIG_IGN);
     return 0;
 }
 
 /* Raises the soft limit of descriptors to the hard limit.  dir= may need descriptors for thousands
- * of images, and the usual soft limit of 1024 exists for programs that use select(2).  Called after
- * the fork, so that the command of nbdkit's --run keeps its limit.
+ * of images, and the usual soft limit of 1024 exists for programs that use select(2).
  */
 static void raise_descriptor_limit(void)
 {
@@ -111,10 +108,14 @@ static void raise_descriptor_limit(void)
     }
 }
 
-/* Nothing runs yet: each image starts its own threads when its first client connects. */
+/* No thread runs yet: each image starts its own when its first client connects.  nbdkit has forked
+ * the process that runs the command of --run, so that command does not inherit what changes here.
+ */
 static int aiodisk_after_fork(void)
 {
     raise_descriptor_limit();
+    /* SIGXFSZ would end the process.  If it is ignored, a write beyond RLIMIT_FSIZE gives EFBIG. */
+    signal(SIGXFSZ, SIG_IGN);
     room_config = runtime_room_config(&config, config.backend);
     return 0;
 }
