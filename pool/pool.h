@@ -71,11 +71,13 @@ struct task {
 };
 
 struct pool_config {
-    unsigned max_threads;     /* 1-POOL_MAX_THREADS: how many tasks may run at once */
-    unsigned min_threads;     /* 0-max_threads: how many workers stay when they are idle */
-    uint64_t idle_timeout_ns; /* how long an idle worker waits before it exits; 0 means 10 s; more
-                                 than 31 years means 31 years */
-    bool helping;             /* whether pool_run's caller may run its own task */
+    unsigned max_threads; /* 1-POOL_MAX_THREADS: how many tasks may run at once */
+    unsigned min_threads; /* 0-max_threads: how many workers stay when they are idle */
+    /* How long an idle worker waits before it exits, and a worker that the pool can do without
+     * stays (workers.c).  0 means 10 s; more than 31 years means 31 years.
+     */
+    uint64_t idle_timeout_ns;
+    bool helping; /* whether pool_run's caller may run its own task */
 };
 
 #define POOL_MAX_THREADS 4096u
@@ -133,10 +135,10 @@ int pool_submit(struct pool *pool, struct task *task);
 
 /* Runs the task and returns its result, -ECANCELED after pool_cancel, or -ESHUTDOWN after pool_free
  * began.  Blocks.  Never fails or waits for lack of threads: while no worker can be created and all
- * others are busy, the caller runs the task as soon as a slot is free, with helping on or off.  The
- * task then overtakes tasks of pool_submit, but no task of another pool_run caller that has no
- * slot.  Any thread but the loop's and the workers'.  pool_run (pool.c) and lanes_grant (lanes.c)
- * decide whether caller or worker runs the task.
+ * workers are busy, the caller runs the task as soon as a slot is free, with helping on or off.
+ * The task then overtakes tasks of pool_submit, but no task of another pool_run caller that has no
+ * slot yet.  Any thread but the loop's and the workers'.  pool_run (pool.c) and lanes_grant
+ * (lanes.c) decide whether caller or worker runs the task.
  */
 int pool_run(struct pool *pool, struct task *task);
 

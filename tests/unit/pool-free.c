@@ -101,6 +101,46 @@ static void invariant_10_free_with_work_in_every_state(void **state)
         free_with_work(round & 1 ? POOL_DRAIN : POOL_CANCEL, round / 2);
 }
 
+struct polling {
+    struct job job;
+    struct loop *loop;
+    atomic_bool entered, returned;
+};
+
+static void poll_for_a_while(struct task *task)
+{
+    struct polling *polling = (struct polling *)task;
+    atomic_store(&polling->entered, true);
+    for (int turn = 0; turn < 20; turn++) {
+        loop_poll(polling->loop, false);
+        sleep_us(100);
+    }
+    atomic_store(&polling->returned, true);
+}
+
+/* The loop_call of pool_free could run inside a callback that polls the loop.  pool_free waits for
+ * the callback before it calls.
+ */
+static void invariant_10_free_waits_for_a_callback_that_polls(void **state)
+{
+    struct pool_config config = {.max_threads = 2};
+    for (int round = 0; round < ROUNDS(100); round++) {
+        struct polling polling = {.returned = false};
+        struct rig rig;
+
+        rig_new(&rig, &config);
+        polling.loop = rig.loop;
+        job_init(&polling.job, POOL_FAST, NULL, NULL);
+        polling.job.task.done = poll_for_a_while;
+        CHECK(pool_submit(rig.pool, &polling.job.task) == 0);
+        if (round % 2)
+            WAIT_UNTIL(atomic_load(&polling.entered));
+        pool_free(rig.pool, POOL_DRAIN);
+        CHECK(atomic_load(&polling.returned));
+        loop_free(rig.loop);
+    }
+}
+
 struct shutdown {
     struct rig rig;
     pthread_barrier_t start;
@@ -399,6 +439,7 @@ int main(void)
         cmocka_unit_test(invariant_2_identities_hold_and_all_is_zero_at_the_end),
         cmocka_unit_test(invariant_10_free_with_work_in_every_state),
         cmocka_unit_test(invariant_10_every_worker_is_joined),
+        cmocka_unit_test(invariant_10_free_waits_for_a_callback_that_polls),
         cmocka_unit_test(a_worker_that_leaves_during_a_join_is_joined),
         cmocka_unit_test(pool_new_without_memory_on_any_thread),
         cmocka_unit_test(invariant_11_submission_while_it_shuts_down),
