@@ -12,8 +12,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "pool/waiter.h"
-
 /* The first is the default.  Threads come first because they measured fastest in most cases and
  * because nothing that a container, a seccomp filter or a limit forbids can stop them.
  * fio-jobs/README.md has the figures; tests/bench/backend.py and fio-jobs/compare measure them
@@ -55,8 +53,31 @@ int backend_open(const char *name, const struct backend_config *config, struct b
     return -EINVAL;
 }
 
+void backend_init(struct backend *backend, const struct backend_ops *ops,
+                  const struct backend_config *config)
+{
+    backend->ops = ops;
+    backend->config = *config;
+    atomic_init(&backend->users, 1);
+    waiter_init(&backend->unused);
+}
+
+static void enter(struct backend *backend, unsigned users)
+{
+    atomic_fetch_add_explicit(&backend->users, users, memory_order_relaxed);
+}
+
+void backend_leave(struct backend *backend)
+{
+    if (atomic_fetch_sub_explicit(&backend->users, 1, memory_order_acq_rel) == 1)
+        waiter_wake(&backend->unused);
+}
+
 void backend_close(struct backend *backend)
 {
+    backend_leave(backend);
+    waiter_wait(&backend->unused);
+    waiter_destroy(&backend->unused);
     backend->ops->close(backend);
 }
 
@@ -77,7 +98,7 @@ bool backend_callers_perform(const struct backend *backend)
 
 static void prepare(struct backend *backend, struct request *request)
 {
-    request->pool = backend->config.pool;
+    request->backend = backend;
     request->waiter = NULL;
     request->given_back = false;
     request->result = 0;
@@ -91,10 +112,21 @@ static bool can_carry(const struct backend *backend, const struct request *reque
 
 int backend_submit(struct backend *backend, struct request *request)
 {
+    int r;
+
+    /* One for the request and one for this call, which may still touch the backend when the
+     * request has ended already.
+     */
+    enter(backend, 2);
     prepare(backend, request);
-    if (!can_carry(backend, request))
-        return request_submit_to_pool(request);
-    return backend->ops->submit(backend, request);
+    if (can_carry(backend, request))
+        r = backend->ops->submit(backend, request);
+    else
+        r = request_submit_to_pool(request);
+    if (r < 0)
+        backend_leave(backend);
+    backend_leave(backend);
+    return r;
 }
 
 static int submit_and_wait(struct backend *backend, struct request *request)
@@ -114,10 +146,16 @@ static int submit_and_wait(struct backend *backend, struct request *request)
 
 int backend_run(struct backend *backend, struct request *request)
 {
+    int r;
+
+    enter(backend, 1);
     prepare(backend, request);
     if (!can_carry(backend, request))
-        return request_run_on_pool(request);
-    if (backend->ops->run)
-        return backend->ops->run(backend, request);
-    return submit_and_wait(backend, request);
+        r = request_run_on_pool(request);
+    else if (backend->ops->run)
+        r = backend->ops->run(backend, request);
+    else
+        r = submit_and_wait(backend, request);
+    backend_leave(backend);
+    return r;
 }

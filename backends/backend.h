@@ -11,13 +11,15 @@
 #ifndef AIODISK_BACKEND_H
 #define AIODISK_BACKEND_H
 
+#include <stdatomic.h>
+
 #include "backends/request.h"
+#include "pool/waiter.h"
 
 struct backend_config {
     struct loop *loop;    /* runs from before backend_open until after backend_close */
     struct pool *pool;    /* carries what the backend cannot; freed after backend_close */
     unsigned queue_depth; /* most requests that a ring holds at once, 1-4096 */
-    bool direct;          /* the descriptors will be O_DIRECT */
     bool try_cached;      /* backend_run may read with RWF_NOWAIT before it enters the pool */
 };
 
@@ -25,6 +27,13 @@ struct backend {
     /* Set once by backend_ops.open, read by any thread. */
     const struct backend_ops *ops;
     struct backend_config config;
+
+    /* Any thread: one for the backend until backend_close, one for each call of backend_run and
+     * backend_submit until the call returns, and one for each request of backend_submit until its
+     * `done` has returned.  The thread that takes the last one away wakes backend_close.
+     */
+    atomic_uint users;
+    struct waiter unused; /* any thread; backend_close waits for it */
 };
 
 /* One backend.  Its file defines one of these, and the table in backend.c lists it. */
@@ -40,10 +49,8 @@ struct backend_ops {
      */
     int (*open)(const struct backend_config *config, struct backend **backend);
 
-    /* Called by backend_close, once, not on the loop thread; may block.  No thread submits any
-     * more, except from inside the `done` of a request in flight.  Returns when every request that
-     * this backend carries has ended, and has then freed everything.  Requests that the pool
-     * carries may still run, and do not touch the backend.
+    /* Called by backend_close, once, not on the loop thread; may block.  Every request has ended,
+     * also those that the pool carried, and none will come.  Frees everything.
      */
     void (*close)(struct backend *backend);
 
@@ -83,9 +90,9 @@ const char *backend_name(size_t i);
 int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
                  char *why, size_t why_size);
 
-/* Waits for the requests that the backend carries, then frees it.  The pool, which may carry other
- * requests of this backend, is freed afterwards (pool_free waits for those).  No thread may submit
- * any more.  Blocks.  Any thread but the loop's.
+/* Waits until every request has ended, in the backend or in the pool, and until every call of
+ * backend_submit and backend_run has returned; then frees the backend.  No thread may submit any
+ * more, except from inside the `done` of a request in flight.  Blocks.  Any thread but the loop's.
  */
 void backend_close(struct backend *backend);
 
@@ -112,6 +119,17 @@ int backend_submit(struct backend *backend, struct request *request);
  * the workers'.
  */
 int backend_run(struct backend *backend, struct request *request);
+
+/* Makes `backend` ready for backend_submit and backend_run.  Called by backend_ops.open.  Does not
+ * block.  Any thread.
+ */
+void backend_init(struct backend *backend, const struct backend_ops *ops,
+                  const struct backend_config *config);
+
+/* Takes one user away.  request_finish calls this after the `done` of a request of backend_submit.
+ * The caller touches nothing of the backend afterwards.  Does not block.  Any thread.
+ */
+void backend_leave(struct backend *backend);
 
 /* The backends, each defined in its own file.  A new one needs a declaration here and a line in the
  * table of backend.c; README.md lists the other files.

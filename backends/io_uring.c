@@ -22,7 +22,7 @@
 
 #include "backends/ring.h"
 
-#define REAP_BATCH 64u /* completion entries copied at once, on the stack */
+#define REAP_BATCH 64u /* completion entries looked at at once */
 
 struct uring {
     struct ring ring;
@@ -114,22 +114,17 @@ static int uring_push(struct ring *ring, struct request *const *batch, unsigned 
     return taken > 0 ? (int)taken : n < 0 ? n : -EAGAIN;
 }
 
-/* Copies the completion entries and gives them back before any request is finished: `done` may poll
- * the loop and so enter uring_reap again.
- */
-static void finish_completed(struct uring *u)
+static void take_completed(struct uring *u)
 {
-    struct io_uring_cqe *cqes[REAP_BATCH], copies[REAP_BATCH];
+    struct io_uring_cqe *cqes[REAP_BATCH];
     unsigned n;
 
     while ((n = io_uring_peek_batch_cqe(&u->uring, cqes, REAP_BATCH)) > 0) {
-        for (unsigned i = 0; i < n; i++)
-            copies[i] = *cqes[i];
-        io_uring_cq_advance(&u->uring, n);
         for (unsigned i = 0; i < n; i++) {
-            if (copies[i].user_data)
-                ring_completed(&u->ring, io_uring_cqe_get_data(&copies[i]), copies[i].res);
+            if (cqes[i]->user_data)
+                ring_completed(&u->ring, io_uring_cqe_get_data(cqes[i]), cqes[i]->res);
         }
+        io_uring_cq_advance(&u->uring, n);
     }
 }
 
@@ -150,10 +145,10 @@ static void uring_reap(struct ring *ring)
         /* After a failure (EAGAIN, EINTR) the write makes the loop thread come back. */
         if (u->deferred && io_uring_get_events(&u->uring) < 0) {
             eventfd_write(ring->event_fd, 1);
-            finish_completed(u);
+            take_completed(u);
             return;
         }
-        finish_completed(u);
+        take_completed(u);
     } while (deferred_work_is_left(u));
 }
 
@@ -193,15 +188,22 @@ static int set_up_ring(struct uring *u)
 
 static int probe_operations(struct uring *u)
 {
-    struct io_uring_probe *probe = io_uring_get_probe_ring(&u->uring);
+    enum { OPS = 256 };
+    struct io_uring_probe *probe = calloc(1, sizeof *probe + OPS * sizeof probe->ops[0]);
 
     if (!probe)
-        return -ENOSYS; /* before Linux 5.6, which also lacks IORING_OP_READ and IORING_OP_WRITE */
+        return -ENOMEM;
+    int r = io_uring_register_probe(&u->uring, probe, OPS);
+    if (r < 0) {
+        free(probe);
+        /* Before Linux 5.6, which also lacks IORING_OP_READ and IORING_OP_WRITE. */
+        return r == -EINVAL ? -ENOSYS : r;
+    }
     bool has_read_write = io_uring_opcode_supported(probe, IORING_OP_READ) &&
                           io_uring_opcode_supported(probe, IORING_OP_WRITE);
     u->has_fsync = io_uring_opcode_supported(probe, IORING_OP_FSYNC);
     u->has_fallocate = io_uring_opcode_supported(probe, IORING_OP_FALLOCATE);
-    io_uring_free_probe(probe);
+    free(probe);
     return has_read_write ? 0 : -ENOSYS;
 }
 

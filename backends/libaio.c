@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <libaio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "backends/ring.h"
@@ -36,7 +35,9 @@ static void prepare(struct iocb *iocb, struct request *r, int event_fd)
         break;
     case REQUEST_WRITE:
         io_prep_pwritev(iocb, r->fd, r->iov, r->iovcnt, r->offset);
+#ifdef HAVE_AIO_RW_FLAGS
         iocb->aio_rw_flags = r->flags & REQUEST_FUA ? RWF_DSYNC : 0;
+#endif
         break;
     default: /* REQUEST_FDATASYNC: laio_takes accepts no other op */
         io_prep_fdsync(iocb, r->fd);
@@ -81,7 +82,12 @@ static bool laio_takes(const struct backend *backend, const struct request *requ
 
     switch (request->op) {
     case REQUEST_READ:
+        return !(request->flags & REQUEST_PAGE_CACHE);
     case REQUEST_WRITE:
+#ifndef HAVE_AIO_RW_FLAGS
+        if (request->flags & REQUEST_FUA)
+            return false; /* libaio before 0.3.111 cannot say RWF_DSYNC */
+#endif
         return !(request->flags & REQUEST_PAGE_CACHE);
     case REQUEST_FDATASYNC:
         return l->has_fdatasync;
@@ -122,7 +128,7 @@ static int probe_fdatasync(struct laio *l)
 {
     struct iocb iocb, *pointer = &iocb;
     struct io_event event;
-    int fd = memfd_create("aiodisk-probe", MFD_CLOEXEC);
+    int fd = ring_probe_file();
     int r = 0;
 
     if (fd < 0)

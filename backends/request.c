@@ -18,7 +18,10 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "pool/waiter.h"
+#include "backends/backend.h"
+
+/* Offsets of any file fit; meson.build asks for it on 32-bit machines. */
+static_assert(sizeof(off_t) == 8, "off_t has 64 bits");
 
 /* --- Progress --- */
 
@@ -83,10 +86,11 @@ static ssize_t perform_once(struct request *r)
             n = pwritev2(r->fd, r->iov, r->iovcnt, r->offset, RWF_DSYNC);
         else
             n = pwritev(r->fd, r->iov, r->iovcnt, r->offset);
-        /* A kernel or a seccomp filter without pwritev2(2) says ENOSYS: RWF_DSYNC is not to be had,
-         * so the layer above is told what it is told for a file without RWF_DSYNC.
+        /* A kernel or a seccomp filter without pwritev2(2) says ENOSYS or EPERM: there is no
+         * RWF_DSYNC, so the layer above is told what it is told for a file without RWF_DSYNC.  If
+         * the EPERM is the file's own, the write without RWF_DSYNC gets it too.
          */
-        if (n < 0 && errno == ENOSYS)
+        if (n < 0 && r->flags & REQUEST_FUA && (errno == ENOSYS || errno == EPERM))
             errno = EOPNOTSUPP;
         break;
     case REQUEST_FDATASYNC:
@@ -154,24 +158,28 @@ static void prepare_task(struct request *request)
 int request_submit_to_pool(struct request *request)
 {
     prepare_task(request);
-    return pool_submit(request->pool, &request->task);
+    return pool_submit(request->backend->config.pool, &request->task);
 }
 
 int request_run_on_pool(struct request *request)
 {
     prepare_task(request);
-    return request->result = pool_run(request->pool, &request->task);
+    return request->result = pool_run(request->backend->config.pool, &request->task);
 }
 
 /* --- The end --- */
 
 void request_finish(struct request *request, int result)
 {
+    struct backend *backend = request->backend;
+
     request->result = result;
-    if (request->waiter)
+    if (request->waiter) {
         waiter_wake(request->waiter);
-    else
-        request->done(request);
+        return;
+    }
+    request->done(request);
+    backend_leave(backend);
 }
 
 void request_give_back(struct request *request)

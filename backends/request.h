@@ -21,6 +21,7 @@
 #include "pool/pool.h"
 #include "pool/stack.h"
 
+struct backend;
 struct waiter;
 
 enum request_op {
@@ -81,13 +82,13 @@ struct request {
     /* Set by backend_submit and backend_run before submission, then read by any thread that carries
      * the request.
      */
-    struct pool *pool;     /* carries the request when the backend cannot */
-    struct waiter *waiter; /* the sleeping caller of backend_run; NULL: `done` is called */
+    struct backend *backend; /* not freed before the request has ended */
+    struct waiter *waiter;   /* the sleeping caller of backend_run; NULL: `done` is called */
 
     /* Loop thread, then the caller of backend_run after it has woken. */
-    bool given_back; /* request_give_back was called: the pool carries the request */
+    bool given_back; /* the ring could not carry the request, so the pool does */
 
-    /* In a ring's inbox or queue: the submitter until stack_push, then the loop thread. */
+    /* In a ring's inbox or queues: the submitter until stack_push, then the loop thread. */
     struct link link;
 
     /* The pool's, once the request was handed to the pool. */

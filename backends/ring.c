@@ -3,12 +3,12 @@
  * completion.
  *
  * ring_submit runs on the submitter's thread: it pushes the request to the inbox and schedules the
- * bottom half.  pump, reap_and_pump and ring_completed run on the loop thread.  So the kernel's
+ * bottom half.  turn, reap_and_turn and ring_completed run on the loop thread.  So the kernel's
  * ring needs no lock, and requests that arrive while the loop thread is busy go to the kernel in
  * one batch.
  *
- * Nothing here blocks the loop thread; ring_stop polls the loop.  Nothing here fails a request
- * because the ring is full or broken: the request waits, or the pool carries it.
+ * Nothing here blocks the loop thread.  Nothing here fails a request because the ring is full or
+ * broken: the request waits, or the pool carries it.
  */
 #include "backends/ring.h"
 
@@ -18,6 +18,10 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u /* linux/memfd.h since Linux 6.3 */
+#endif
 
 /* Stores the oldest waiting requests in `batch`, as many as the ring has room for, at most
  * RING_BATCH.  They stay in the queue.  Returns their number.
@@ -39,13 +43,21 @@ static bool is_for_lack_of_room(int error)
     return error == -EAGAIN || error == -EBUSY || error == -ENOMEM || error == -EINTR;
 }
 
+/* Queues a request that the ring cannot carry for the pool. */
+static void refuse(struct ring *ring, struct request *request, int error)
+{
+    ring->refusal = error;
+    request->given_back = true;
+    queue_push(&ring->leaving, &request->link);
+}
+
 /* Hands the waiting requests to the kernel while the ring has room.  The kernel may refuse a
  * request for lack of room although in_flight is below queue_depth.  The next completion then calls
- * pump again.  If nothing is in flight, no completion will come, and if the kernel refused for
- * another reason, a second try is refused too; in both cases the pool carries the request.  So
+ * push_waiting again.  If nothing is in flight, no completion will come, and if the kernel refused
+ * for another reason, a second try is refused too; in both cases the pool carries the request.  So
  * every request makes progress.
  */
-static void pump(struct ring *ring)
+static void push_waiting(struct ring *ring)
 {
     struct request *batch[RING_BATCH];
     unsigned count;
@@ -62,21 +74,45 @@ static void pump(struct ring *ring)
             continue;
         if (is_for_lack_of_room(n) && ring->in_flight > 0)
             return;
-        ring->refusal = n;
         queue_pop(&ring->waiting);
-        request_give_back(batch[0]);
+        refuse(ring, batch[0], n);
     }
 }
 
-static void pump_bh(void *opaque)
+/* Ends the requests that leave, or gives them back.  A `done` may poll the loop for any other
+ * request of this ring, one that leaves in the same batch or one that waits: the bottom half, which
+ * is scheduled before, then runs from inside `done` and carries on.
+ */
+static void end_leaving(struct ring *ring)
 {
-    pump(opaque);
+    struct link *link;
+
+    while ((link = queue_pop(&ring->leaving))) {
+        struct request *request = container_of(link, struct request, link);
+
+        if (!request->waiter)
+            bh_schedule(ring->bh);
+        if (request->given_back)
+            request_give_back(request);
+        else
+            request_finish(request, request->result);
+    }
+}
+
+/* The bottom half. */
+static void turn(void *opaque)
+{
+    struct ring *ring = opaque;
+
+    end_leaving(ring);
+    push_waiting(ring);
+    end_leaving(ring);
 }
 
 /* The watch of the eventfd.  EAGAIN: a nested poll of the loop, from inside a `done`, has read it
  * before.
  */
-static void reap_and_pump(void *opaque)
+static void reap_and_turn(void *opaque)
 {
     struct ring *ring = opaque;
     uint64_t count;
@@ -84,23 +120,27 @@ static void reap_and_pump(void *opaque)
 
     assert(n == sizeof count || errno == EAGAIN || errno == EINTR);
     ring->ops->reap(ring);
-    pump(ring);
+    turn(ring);
+}
+
+/* These errors come from the ring and not from the disk: an O_NONBLOCK descriptor, an io-wq worker
+ * of the kernel that exits, or a code that the kernel keeps for itself (ERESTARTSYS, 512, and
+ * above; the largest errno of user space is below that).  A blocking call gives the disk's own
+ * answer.
+ */
+static bool is_of_the_ring(int64_t result)
+{
+    return result == -EAGAIN || result == -ECANCELED || result <= -512;
 }
 
 void ring_completed(struct ring *ring, struct request *request, int64_t result)
 {
     ring->in_flight--;
-    if (result == -EAGAIN || result == -ECANCELED) {
-        /* These errors come from the ring and not from the disk: an O_NONBLOCK descriptor, or an
-         * io-wq worker of the kernel that exits.  A blocking call gives the disk's own answer.
-         */
-        ring->refusal = (int)result;
-        request_give_back(request);
-    } else if (request_advance(request, result)) {
-        request_finish(request, request->result);
-    } else {
-        queue_push(&ring->waiting, &request->link);
-    }
+    if (is_of_the_ring(result))
+        refuse(ring, request, (int)result);
+    else
+        queue_push(request_advance(request, result) ? &ring->leaving : &ring->waiting,
+                   &request->link);
 }
 
 int ring_submit(struct backend *backend, struct request *request)
@@ -115,14 +155,14 @@ int ring_submit(struct backend *backend, struct request *request)
 int ring_init(struct ring *ring, const struct backend_ops *backend_ops, const struct ring_ops *ops,
               const struct backend_config *config)
 {
-    ring->backend.ops = backend_ops;
-    ring->backend.config = *config;
+    backend_init(&ring->backend, backend_ops, config);
     ring->ops = ops;
     queue_init(&ring->waiting);
+    queue_init(&ring->leaving);
     ring->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (ring->event_fd < 0)
         return -errno;
-    ring->bh = bh_new(config->loop, pump_bh, ring);
+    ring->bh = bh_new(config->loop, turn, ring);
     if (!ring->bh) {
         close(ring->event_fd);
         return -ENOMEM;
@@ -132,14 +172,13 @@ int ring_init(struct ring *ring, const struct backend_ops *backend_ops, const st
 
 int ring_start(struct ring *ring)
 {
-    return loop_watch_new(ring->backend.config.loop, ring->event_fd, reap_and_pump, ring,
+    return loop_watch_new(ring->backend.config.loop, ring->event_fd, reap_and_turn, ring,
                           &ring->watch);
 }
 
 void ring_stop(struct ring *ring)
 {
-    while (ring->in_flight > 0 || ring->waiting.oldest || !stack_is_empty(&ring->inbox))
-        loop_poll(ring->backend.config.loop, true);
+    assert(ring->in_flight == 0 && !ring->waiting.oldest && !ring->leaving.oldest);
     loop_watch_delete(ring->watch);
 }
 
@@ -149,6 +188,18 @@ void ring_destroy(struct ring *ring)
     close(ring->event_fd);
 }
 
+int ring_probe_file(void)
+{
+    /* A pid namespace with vm.memfd_noexec=2 refuses a file without the flag, and a kernel before
+     * Linux 6.3 does not know the flag.
+     */
+    int fd = memfd_create("aiodisk-probe", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create("aiodisk-probe", MFD_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
 int ring_prove(struct ring *ring)
 {
     static const char written[] = "aiodisk";
@@ -156,9 +207,9 @@ int ring_prove(struct ring *ring)
     struct iovec iov = {.iov_base = got, .iov_len = sizeof got};
     struct request request = {.op = REQUEST_READ, .iov = &iov, .iovcnt = 1, .length = sizeof got};
 
-    request.fd = memfd_create("aiodisk-probe", MFD_CLOEXEC);
+    request.fd = ring_probe_file();
     if (request.fd < 0)
-        return -errno;
+        return request.fd;
     int r = write(request.fd, written, sizeof written) == sizeof written ? 0 : -EIO;
     if (r == 0)
         r = backend_run(&ring->backend, &request);

@@ -31,7 +31,9 @@ struct ring_ops {
      */
     int (*push)(struct ring *ring, struct request *const *batch, unsigned count);
 
-    /* Calls ring_completed once for each request that the kernel has completed. */
+    /* Calls ring_completed once for each request that the kernel has completed.  Runs no callback
+     * of a request, so it is never entered a second time from inside itself.
+     */
     void (*reap)(struct ring *ring);
 };
 
@@ -40,7 +42,7 @@ struct ring {
     struct backend backend;
     const struct ring_ops *ops;
     int event_fd;  /* the kernel writes to it when there is a completion to reap */
-    struct bh *bh; /* runs `pump` after a submission */
+    struct bh *bh; /* runs `turn` after a submission */
 
     /* Any thread. */
     struct stack inbox; /* requests that were submitted and that the loop thread has not drained */
@@ -48,6 +50,7 @@ struct ring {
     /* Loop thread only. */
     struct loop_watch *watch; /* of event_fd, from ring_start until ring_stop */
     struct queue waiting;     /* requests that the kernel does not hold, oldest first */
+    struct queue leaving;     /* requests that ring.c has yet to end or to give back */
     unsigned in_flight;       /* requests that the kernel holds; at most config.queue_depth */
 
     /* Written by the loop thread; the opening thread reads these after loop_call or after the end
@@ -68,11 +71,16 @@ int ring_init(struct ring *ring, const struct backend_ops *backend_ops, const st
  */
 int ring_start(struct ring *ring);
 
-/* Polls the loop until no request waits or is in flight, then deletes the watch.  Loop thread. */
+/* Deletes the watch.  Every request has ended.  Loop thread. */
 void ring_stop(struct ring *ring);
 
 /* Undoes ring_init.  Any thread; the ring is not started, or stopped. */
 void ring_destroy(struct ring *ring);
+
+/* Returns the descriptor of a new file in memory, for a trial request; or -errno of
+ * memfd_create(2).  Any thread; does not block.
+ */
+int ring_probe_file(void);
 
 /* Reads a few bytes from a file of its own through the started ring.  Returns 0, or -errno; also
  * when the read succeeded only because the pool carried it.  Called before the first other request.
@@ -84,7 +92,7 @@ int ring_prove(struct ring *ring);
 int ring_submit(struct backend *backend, struct request *request);
 
 /* Takes a completion from the kernel: `result` is a byte count or -errno.  Called by ring_ops.reap.
- * Ends the request, gives it back to the pool, or queues what is left of it.  Loop thread.
+ * Queues the request for its end, for the pool, or for another try of what is left.  Loop thread.
  */
 void ring_completed(struct ring *ring, struct request *request, int64_t result);
 

@@ -65,7 +65,6 @@ int room_open(struct room *room, const struct room_config *config, bool direct,
         .loop = room->loop,
         .pool = room->pool,
         .queue_depth = config->queue_depth,
-        .direct = direct,
         .try_cached = config->helping && !direct,
     };
     r = backend_open(config->backend, &backend, &room->backend, why, ROOM_WHY_SIZE);

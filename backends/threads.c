@@ -17,13 +17,11 @@ static int threads_open(const struct backend_config *config, struct backend **ba
 
     if (!b)
         return -ENOMEM;
-    b->ops = &threads_ops;
-    b->config = *config;
+    backend_init(b, &threads_ops, config);
     *backend = b;
     return 0;
 }
 
-/* The pool carries every request in flight, and pool_free waits for them. */
 static void threads_close(struct backend *backend)
 {
     free(backend);

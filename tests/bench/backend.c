@@ -154,7 +154,7 @@ int main(int argc, char **argv)
         r = pool_new(loop, &pool_config, &pool);
     if (r < 0)
         die("loop and pool", -r);
-    struct backend_config config = {.loop = loop, .pool = pool, .queue_depth = 128, .direct = true};
+    struct backend_config config = {.loop = loop, .pool = pool, .queue_depth = 128};
     r = backend_open(argv[1], &config, &bench.backend, why, sizeof why);
     if (r < 0)
         die(why, -r);

@@ -101,9 +101,18 @@ for cache in default none; do
         "backend=io_uring does not work here" backend=io_uring cache=$cache
     nbdkit=("$AIODISK_DENY" $ENOSYS pwritev2 preadv2 -- nbdkit)
     serves "neither RWF_NOWAIT nor RWF_DSYNC, cache=$cache" cache=$cache
+    nbdkit=("$AIODISK_DENY" $EPERM pwritev2 preadv2 -- nbdkit)
+    serves "both denied, cache=$cache" cache=$cache
     nbdkit=("$AIODISK_DENY" 95 fallocate -- nbdkit)
     serves "no fallocate, cache=$cache" cache=$cache
 done
+
+# A container may refuse files in memory that could be executed (sysctl vm.memfd_noexec, Linux 6.3).
+if [ "$(id -u)" = 0 ] && [ -e /proc/sys/vm/memfd_noexec ]; then
+    nbdkit=(unshare --pid --fork --kill-child=SIGTERM
+        sh -c 'echo 2 >/proc/sys/vm/memfd_noexec && exec nbdkit "$@"' nbdkit)
+    lists "threads io_uring libaio"
+fi
 
 say "descriptors run out while the ring is created"
 found=

@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 
 #include "backends/ring.h"
+#include "tests/lib/pool-test.h"
 
 #define BLOCK 4096u /* bytes; a shortened transfer is a multiple */
 
@@ -25,9 +26,12 @@ static struct {
     _Atomic unsigned result_every; /* disturb each result_every-th result; 0: none */
     _Atomic int result_error;      /* -errno that replaces the result; 0: a short transfer */
     _Atomic int setup_error;       /* -errno that making a ring returns; 0: succeed */
+    _Atomic bool hold_reads;       /* a blocking read does not return */
 
     /* Counted by any thread. */
-    _Atomic unsigned submissions, results;
+    _Atomic unsigned submissions, results, held_reads;
+
+    _Atomic bool closed; /* backend_close has returned */
 } faults;
 
 static bool disturbed(_Atomic unsigned *count, unsigned every)
@@ -71,6 +75,9 @@ ssize_t __real_preadv64(int fd, const struct iovec *iov, int count, off_t offset
 ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int count, off_t offset);
 ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int count, off_t offset)
 {
+    if (atomic_load(&faults.hold_reads))
+        atomic_fetch_add(&faults.held_reads, 1);
+    WAIT_UNTIL(!atomic_load(&faults.hold_reads));
     return disturb_call(__real_preadv64(fd, iov, count, offset));
 }
 

@@ -6,104 +6,10 @@
  * wrapped functions of backend-faults.h disturb what the kernel returns.
  */
 #include <dirent.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 
-#include "backends/backend.h"
-#include "tests/lib/pool-test.h"
-#include "tests/unit/backend-faults.h"
-
-#define FILE_SIZE (8u << 20)
-
-/* --- A backend with its loop and pool, and a file --- */
-
-/* Set by open_backend.  Each writer owns its part of `model`. */
-struct bench {
-    struct loop *loop;
-    struct pool *pool;
-    struct backend *backend;
-    int fd;
-    unsigned flags;       /* of each read and write: REQUEST_PAGE_CACHE or 0 */
-    unsigned char *model; /* what the file must contain */
-};
-
-static const char *name; /* the backend under test */
-
-static void open_backend(struct bench *b, unsigned queue_depth, bool direct)
-{
-    struct pool_config pool = {.max_threads = 8, .helping = true};
-    char why[256];
-
-    memset(&faults, 0, sizeof faults);
-    memset(b, 0, sizeof *b);
-    CHECK(loop_new(&b->loop) == 0);
-    CHECK(pool_new(b->loop, &pool, &b->pool) == 0);
-    struct backend_config config = {.loop = b->loop,
-                                    .pool = b->pool,
-                                    .queue_depth = queue_depth,
-                                    .direct = direct,
-                                    .try_cached = !direct};
-    CHECK(backend_open(name, &config, &b->backend, why, sizeof why) == 0);
-    const char *directory = getenv("TMPDIR");
-    char path[512];
-    snprintf(path, sizeof path, "%s/aiodisk-test.XXXXXX", directory ? directory : "/var/tmp");
-    int made = mkstemp(path);
-    CHECK(made >= 0);
-    CHECK(ftruncate(made, FILE_SIZE) == 0);
-    b->fd = open(path, O_RDWR | O_CLOEXEC | (direct ? O_DIRECT : 0));
-    CHECK(b->fd >= 0);
-    close(made);
-    unlink(path);
-    b->flags = direct ? 0 : REQUEST_PAGE_CACHE;
-    b->model = calloc(1, FILE_SIZE);
-    CHECK(b->model);
-}
-
-static void close_backend(struct bench *b)
-{
-    backend_close(b->backend);
-    pool_free(b->pool, POOL_DRAIN);
-    loop_free(b->loop);
-    close(b->fd);
-    free(b->model);
-}
-
-static unsigned char *blocks_new(unsigned count)
-{
-    void *p;
-    CHECK(posix_memalign(&p, BLOCK, (size_t)count * BLOCK) == 0);
-    return p;
-}
-
-static int transfer(struct bench *b, enum request_op op, unsigned flags, void *data,
-                    uint64_t length, uint64_t offset)
-{
-    /* Three pieces if the transfer is long enough, so that request_advance must find its place in
-     * iov.
-     */
-    uint64_t piece = length / 3 / BLOCK * BLOCK;
-    struct iovec iov[3] = {{data, piece},
-                           {(char *)data + piece, piece},
-                           {(char *)data + 2 * piece, length - 2 * piece}};
-    struct request request = {.op = op,
-                              .flags = b->flags | flags,
-                              .fd = b->fd,
-                              .offset = offset,
-                              .length = length,
-                              .iov = piece ? iov : iov + 2,
-                              .iovcnt = piece ? 3 : 1};
-    int r = backend_run(b->backend, &request);
-    CHECK(r != 0 || request.transferred == length);
-    return r;
-}
-
-static int simple(struct bench *b, enum request_op op, int mode, uint64_t offset, uint64_t length)
-{
-    struct request request = {
-        .op = op, .fd = b->fd, .mode = mode, .offset = offset, .length = length};
-    return backend_run(b->backend, &request);
-}
+#include "tests/unit/backend-rig.h"
 
 /* --- Data against the model: many threads at once, each in its own part of the file --- */
 
@@ -237,76 +143,6 @@ static void submission_always_refused(void **state)
     }
 }
 
-/* --- The asynchronous way --- */
-
-struct async {
-    struct request request;
-    struct iovec iov;
-    _Atomic unsigned done; /* calls of `done` */
-    struct bench *b;
-    struct async *next; /* submitted from inside `done`, or NULL */
-};
-
-static void count_done(struct request *request)
-{
-    struct async *a = container_of(request, struct async, request);
-    if (a->next)
-        CHECK(backend_submit(a->b->backend, &a->next->request) == 0);
-    atomic_fetch_add(&a->done, 1);
-}
-
-static void async_init(struct async *a, struct bench *b, enum request_op op, void *data,
-                       uint64_t offset)
-{
-    memset(a, 0, sizeof *a);
-    a->b = b;
-    a->iov = (struct iovec){data, BLOCK};
-    a->request = (struct request){.op = op,
-                                  .flags = b->flags,
-                                  .fd = b->fd,
-                                  .offset = offset,
-                                  .length = BLOCK,
-                                  .iov = &a->iov,
-                                  .iovcnt = 1,
-                                  .done = count_done};
-}
-
-/* backend_close runs while requests are in flight, some of them submitted from inside a `done`.
- * Each `done` is called exactly once and before backend_close returns.  Nothing touches a request
- * afterwards: the test frees the memory at once.
- */
-static void close_waits_for_what_is_in_flight(void **state)
-{
-    name = *state;
-    for (int round = 0; round < ROUNDS(100); round++) {
-        struct bench b;
-        struct async *all = calloc(64, sizeof *all);
-        unsigned char *data = blocks_new(64);
-        /* O_DIRECT, because libaio leaves the page cache to the pool, and backend_close does not
-         * wait for what the pool carries.
-         */
-        open_backend(&b, 16, true);
-        for (unsigned i = 0; i < 64; i++) {
-            async_init(&all[i], &b, round % 2 ? REQUEST_READ : REQUEST_WRITE, data + i * BLOCK,
-                       i * BLOCK);
-            if (i >= 32)
-                all[i - 32].next = &all[i];
-        }
-        for (unsigned i = 0; i < 32; i++)
-            CHECK(backend_submit(b.backend, &all[i].request) == 0);
-        /* With threads the pool carries all of them, and refuses the second half once pool_free
-         * began.
-         */
-        for (unsigned i = 32; i < 64 && strcmp(name, "threads") == 0; i++)
-            WAIT_UNTIL(atomic_load(&all[i].done) == 1);
-        close_backend(&b);
-        for (unsigned i = 0; i < 64; i++)
-            CHECK(atomic_load(&all[i].done) == 1 && all[i].request.result == 0);
-        free(data);
-        free(all);
-    }
-}
-
 /* --- Errors --- */
 
 /* The kernel's errors reach the submitter: past the end, file size limit, bad descriptor, unknown
@@ -395,29 +231,17 @@ static void unknown_names(void **state)
 
 int main(void)
 {
-    static const struct {
-        const char *name;
-        CMUnitTestFunction fn;
-    } cases[] = {
+    static const struct backend_case cases[] = {
         {"data are right", data_are_right},
         {"a full ring fails nothing", a_full_ring_fails_nothing},
         {"faults are invisible", faults_are_invisible},
         {"submission always refused", submission_always_refused},
-        {"close waits for what is in flight", close_waits_for_what_is_in_flight},
         {"errors arrive", errors_arrive},
         {"a ring that cannot be made", a_ring_that_cannot_be_made},
     };
-    enum { CASES = sizeof cases / sizeof cases[0] };
-    int failed = 0;
+    const struct CMUnitTest others[] = {cmocka_unit_test(unknown_names)};
 
     signal(SIGXFSZ, SIG_IGN);
-    for (size_t i = 0; backend_name(i); i++) {
-        struct CMUnitTest tests[CASES];
-        for (size_t j = 0; j < CASES; j++)
-            tests[j] = (struct CMUnitTest){cases[j].name, cases[j].fn, NULL, NULL,
-                                           (void *)backend_name(i)};
-        failed += _cmocka_run_group_tests(backend_name(i), tests, CASES, NULL, NULL);
-    }
-    const struct CMUnitTest others[] = {cmocka_unit_test(unknown_names)};
+    int failed = run_over_backends(cases, sizeof cases / sizeof cases[0]);
     return failed + cmocka_run_group_tests(others, NULL, NULL);
 }
