@@ -100,6 +100,9 @@ static void prepare(struct backend *backend, struct request *request)
 {
     request->backend = backend;
     request->waiter = NULL;
+    request->progress = NULL;
+    request->client_op = progress_op();
+    request->submitted_ns = 0;
     request->given_back = false;
     request->result = 0;
     request->transferred = 0;
@@ -135,6 +138,7 @@ static int submit_and_wait(struct backend *backend, struct request *request)
 
     waiter_init(&waiter);
     request->waiter = &waiter;
+    progress_set(request->progress, PLACE_QUEUE);
     int r = backend->ops->submit(backend, request);
     if (r == 0) {
         waiter_wait(&waiter);
@@ -150,12 +154,14 @@ int backend_run(struct backend *backend, struct request *request)
 
     enter(backend, 1);
     prepare(backend, request);
+    request->progress = progress_here;
     if (!can_carry(backend, request))
         r = request_run_on_pool(request);
     else if (backend->ops->run)
         r = backend->ops->run(backend, request);
     else
         r = submit_and_wait(backend, request);
+    progress_set(request->progress, PLACE_PLUGIN);
     backend_leave(backend);
     return r;
 }

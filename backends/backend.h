@@ -21,6 +21,19 @@ struct backend_config {
     struct pool *pool;    /* carries what the backend cannot; freed after backend_close */
     unsigned queue_depth; /* most requests that a ring holds at once, 1-4096 */
     bool try_cached;      /* backend_run may read with RWF_NOWAIT before it enters the pool */
+    struct tally *tally; /* counts what enum backend_counter lists; outlives the backend; or NULL */
+};
+
+/* The counters of a backend in a tally. */
+enum backend_counter {
+    /* A histogram for each client_op, + op * TALLY_HISTOGRAM: how long the kernel took for one
+     * request that serves such a client's request.
+     */
+    BACKEND_TALLY_TIME = POOL_TALLY_END,
+    BACKEND_TALLY_HITS = BACKEND_TALLY_TIME + CLIENT_OPS * TALLY_HISTOGRAM, /* RWF_NOWAIT read it */
+    BACKEND_TALLY_MISSES,     /* RWF_NOWAIT did not, or not all of it */
+    BACKEND_TALLY_GIVEN_BACK, /* requests that a ring could not carry */
+    BACKEND_TALLY_END,
 };
 
 struct backend {

@@ -113,8 +113,12 @@ static ssize_t perform_once(struct request *r)
 
 int request_perform(struct request *request)
 {
+    uint64_t start = request_clock(request);
+
+    progress_set(request->progress, PLACE_STORAGE);
     while (!request_advance(request, perform_once(request)))
         ;
+    request_count_time(request, start);
     return request->result;
 }
 
@@ -164,7 +168,28 @@ int request_submit_to_pool(struct request *request)
 int request_run_on_pool(struct request *request)
 {
     prepare_task(request);
+    progress_set(request->progress, PLACE_QUEUE);
     return request->result = pool_run(request->backend->config.pool, &request->task);
+}
+
+/* --- Figures --- */
+
+static bool is_timed(const struct request *request)
+{
+    return request->backend->config.tally && request->client_op < CLIENT_OPS;
+}
+
+uint64_t request_clock(const struct request *request)
+{
+    return is_timed(request) ? tally_now() : 0;
+}
+
+void request_count_time(const struct request *request, uint64_t start_ns)
+{
+    if (is_timed(request))
+        tally_record(request->backend->config.tally,
+                     BACKEND_TALLY_TIME + request->client_op * TALLY_HISTOGRAM,
+                     tally_now() - start_ns);
 }
 
 /* --- The end --- */
@@ -185,6 +210,7 @@ void request_finish(struct request *request, int result)
 void request_give_back(struct request *request)
 {
     request->given_back = true;
+    tally_add(request->backend->config.tally, BACKEND_TALLY_GIVEN_BACK, 1);
     if (request->waiter) {
         /* The caller of backend_run waits, so it may block in pool_run.  pool_run does not fail
          * when no thread can be created; pool_submit does.

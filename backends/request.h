@@ -18,6 +18,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "backends/progress.h"
 #include "pool/pool.h"
 #include "pool/stack.h"
 
@@ -82,8 +83,13 @@ struct request {
     /* Set by backend_submit and backend_run before submission, then read by any thread that carries
      * the request.
      */
-    struct backend *backend; /* not freed before the request has ended */
-    struct waiter *waiter;   /* the sleeping caller of backend_run; NULL: `done` is called */
+    struct backend *backend;   /* not freed before the request has ended */
+    struct waiter *waiter;     /* the sleeping caller of backend_run; NULL: `done` is called */
+    struct progress *progress; /* of the caller of backend_run, or NULL */
+    enum client_op client_op;  /* the client's request that this one serves, or CLIENT_OPS */
+
+    /* Loop thread. */
+    uint64_t submitted_ns; /* when a ring's kernel first accepted the request; 0: not yet */
 
     /* Loop thread, then the caller of backend_run after it has woken. */
     bool given_back; /* the ring could not carry the request, so the pool does */
@@ -122,6 +128,14 @@ void request_finish(struct request *request, int result);
  * thread.
  */
 void request_give_back(struct request *request);
+
+/* Adds the time since start_ns to the backend's tally, if there is one and if a client's request is
+ * served.  Does not block.  The thread that carries the request.
+ */
+void request_count_time(const struct request *request, uint64_t start_ns);
+
+/* The time now if request_count_time would count it, else 0. */
+uint64_t request_clock(const struct request *request);
 
 /* Hands the request to the pool, in the lane for its op.  Returns 0, and the pool's completion
  * bottom half will call `done` once, on the loop thread; or an error of pool_submit (-ESHUTDOWN,

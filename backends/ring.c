@@ -51,6 +51,22 @@ static void refuse(struct ring *ring, struct request *request, int error)
     queue_push(&ring->leaving, &request->link);
 }
 
+/* Offers the batch to the kernel.  The call itself may take long (io_submit(2) blocks on an inode's
+ * lock), so the requests count as being with the storage before it.
+ */
+static int push_batch(struct ring *ring, struct request *const *batch, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        progress_set(batch[i]->progress, PLACE_STORAGE);
+        if (batch[i]->submitted_ns == 0)
+            batch[i]->submitted_ns = request_clock(batch[i]);
+    }
+    int n = ring->ops->push(ring, batch, count);
+    for (unsigned i = n > 0 ? n : 0; i < count; i++)
+        progress_set(batch[i]->progress, PLACE_QUEUE);
+    return n;
+}
+
 /* Hands the waiting requests to the kernel while the ring has room.  The kernel may refuse a
  * request for lack of room although in_flight is below queue_depth.  The next completion then calls
  * push_waiting again.  If nothing is in flight, no completion will come, and if the kernel refused
@@ -64,7 +80,7 @@ static void push_waiting(struct ring *ring)
 
     stack_drain(&ring->inbox, &ring->waiting);
     while ((count = next_batch(ring, batch)) > 0) {
-        int n = ring->ops->push(ring, batch, count);
+        int n = push_batch(ring, batch, count);
 
         for (int i = 0; i < n; i++) {
             queue_pop(&ring->waiting);
@@ -136,11 +152,14 @@ static bool is_of_the_ring(int64_t result)
 void ring_completed(struct ring *ring, struct request *request, int64_t result)
 {
     ring->in_flight--;
-    if (is_of_the_ring(result))
+    if (is_of_the_ring(result)) {
         refuse(ring, request, (int)result);
-    else
-        queue_push(request_advance(request, result) ? &ring->leaving : &ring->waiting,
-                   &request->link);
+    } else if (request_advance(request, result)) {
+        request_count_time(request, request->submitted_ns);
+        queue_push(&ring->leaving, &request->link);
+    } else {
+        queue_push(&ring->waiting, &request->link);
+    }
 }
 
 int ring_submit(struct backend *backend, struct request *request)

@@ -40,13 +40,14 @@ void room_read_totals(struct pool_counters *sum)
     pthread_mutex_unlock(&totals_lock);
 }
 
-int room_open(struct room *room, const struct room_config *config, bool direct,
+int room_open(struct room *room, const struct room_config *config, bool direct, struct tally *tally,
               char why[ROOM_WHY_SIZE])
 {
     struct pool_config pool = {
         .max_threads = config->max_threads,
         .min_threads = config->min_threads,
         .helping = config->helping,
+        .tally = tally,
     };
 
     memset(room, 0, sizeof *room);
@@ -66,6 +67,7 @@ int room_open(struct room *room, const struct room_config *config, bool direct,
         .pool = room->pool,
         .queue_depth = config->queue_depth,
         .try_cached = config->helping && !direct,
+        .tally = tally,
     };
     r = backend_open(config->backend, &backend, &room->backend, why, ROOM_WHY_SIZE);
     if (r < 0)

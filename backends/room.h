@@ -27,12 +27,13 @@ struct room {
     struct backend *backend;
 };
 
-/* Starts the three.  direct: the descriptors will be O_DIRECT.  Returns 0; or -errno with nothing
+/* Starts the three.  direct: the descriptors will be O_DIRECT.  tally: see struct pool_config and
+ * struct backend_config; or NULL.  Returns 0; or -errno with nothing
  * left running and the reason in `why`: -EINVAL (unknown backend, bounds out of range), or what
  * loop_new, pool_new or the backend's open returned.  Blocks.  Any thread that is no loop's and no
  * worker.
  */
-int room_open(struct room *room, const struct room_config *config, bool direct,
+int room_open(struct room *room, const struct room_config *config, bool direct, struct tally *tally,
               char why[ROOM_WHY_SIZE]);
 
 /* Waits for the requests in flight, joins every thread and frees all.  Does nothing to a room that

@@ -39,9 +39,16 @@ static int threads_submit(struct backend *backend, struct request *request)
  */
 static bool read_cached(struct request *request)
 {
-    ssize_t n = preadv2(request->fd, request->iov, request->iovcnt, request->offset, RWF_NOWAIT);
+    struct tally *tally = request->backend->config.tally;
+    uint64_t start = request_clock(request);
 
-    return n > 0 && request_advance(request, n);
+    progress_set(request->progress, PLACE_STORAGE);
+    ssize_t n = preadv2(request->fd, request->iov, request->iovcnt, request->offset, RWF_NOWAIT);
+    bool is_done = n > 0 && request_advance(request, n);
+    tally_add(tally, is_done ? BACKEND_TALLY_HITS : BACKEND_TALLY_MISSES, 1);
+    if (is_done)
+        request_count_time(request, start);
+    return is_done;
 }
 
 static int threads_run(struct backend *backend, struct request *request)

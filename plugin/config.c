@@ -20,11 +20,15 @@
 #include "backends/backend.h"
 #include "plugin/config.h"
 #include "plugin/exports.h"
+#include "plugin/watch/metrics-file.h"
 
 #define DEFAULT_MAX_THREADS 64u
 #define DEFAULT_QUEUE_DEPTH 128u
 #define MAX_QUEUE_DEPTH 4096u
 #define MAX_FD (1u << 20)
+#define DEFAULT_SLOW_S 10u
+#define MAX_SLOW_S 1000000u
+#define NS_PER_S UINT64_C(1000000000)
 #define MAX_WORDS 16 /* allowed values of backend=, with the NULL at the end */
 #define AUTO "auto"
 #define UNKNOWN_VALUE "unknown value"
@@ -34,6 +38,7 @@ struct config config = {
     .backend = AUTO,
     .max_threads = DEFAULT_MAX_THREADS,
     .queue_depth = DEFAULT_QUEUE_DEPTH,
+    .slow_request_ns = DEFAULT_SLOW_S * NS_PER_S,
 };
 
 static const char *const cache_words[] = {[CACHE_DEFAULT] = "default", [CACHE_NONE] = "none", NULL};
@@ -133,6 +138,48 @@ static int parse_fd(const char *key, const char *value)
     return 0;
 }
 
+/* Any number of seconds, also a fraction. */
+static int parse_slow_request(const char *key, const char *value)
+{
+    char *end;
+    double n = strtod(value, &end);
+
+    /* strtod(3) also accepts white space, a sign, "inf", "nan" and hexadecimal digits. */
+    if (value[strspn(value, "0123456789.")] != '\0' || end == value || *end != '\0' ||
+        n > MAX_SLOW_S) {
+        nbdkit_error("%s=%s: not a number of seconds; allowed is 0 (never) to %u", key, value,
+                     MAX_SLOW_S);
+        return -1;
+    }
+    config.slow_request_ns = (uint64_t)(n * NS_PER_S);
+    return 0;
+}
+
+static int parse_metrics(const char *key, const char *value)
+{
+    if (value[0] == '\0') {
+        nbdkit_error("%s=: the name is empty", key);
+        return -1;
+    }
+    free(config.metrics);
+    /* nbdkit changes its directory to / when it goes into the background. */
+    config.metrics = nbdkit_absolute_path(value);
+    return config.metrics ? 0 : -1;
+}
+
+static int parse_metrics_server(const char *key, const char *value)
+{
+    if (value[0] == '\0' || value[strcspn(value, "\\\"\n")] != '\0') {
+        nbdkit_error("%s=%s: allowed is any text without backslash, quote and newline", key, value);
+        return -1;
+    }
+    free(config.metrics_server);
+    config.metrics_server = strdup(value);
+    if (!config.metrics_server)
+        nbdkit_error("%s: out of memory", key);
+    return config.metrics_server ? 0 : -1;
+}
+
 int config_set(const char *key, const char *value)
 {
     int word, r = -1;
@@ -151,6 +198,12 @@ int config_set(const char *key, const char *value)
         return parse_number(key, value, 0, POOL_MAX_THREADS, &config.min_threads);
     if (strcmp(key, "queue-depth") == 0)
         return parse_number(key, value, 1, MAX_QUEUE_DEPTH, &config.queue_depth);
+    if (strcmp(key, "metrics") == 0)
+        return parse_metrics(key, value);
+    if (strcmp(key, "metrics-server") == 0)
+        return parse_metrics_server(key, value);
+    if (strcmp(key, "slow-request") == 0)
+        return parse_slow_request(key, value);
 
     if (strcmp(key, "cache") == 0) {
         r = parse_word(key, value, cache_words, UNKNOWN_VALUE, &word);
@@ -164,7 +217,8 @@ int config_set(const char *key, const char *value)
     } else {
         nbdkit_error(
             "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, backend, "
-            "dispatch, max-threads, min-threads, queue-depth, locking",
+            "dispatch, max-threads, min-threads, queue-depth, locking, metrics, metrics-server, "
+            "slow-request",
             key, value);
     }
     return r;
@@ -187,6 +241,10 @@ int config_complete(void)
 {
     if (!config.file && !config.directory && config.fd < 0) {
         nbdkit_error("file: missing; one of file=FILENAME, dir=DIRECTORY and fd=N is required");
+        return -1;
+    }
+    if (config.metrics_server && !config.metrics) {
+        nbdkit_error("metrics-server=%s: needs metrics=FILE", config.metrics_server);
         return -1;
     }
     if (config.min_threads > config.max_threads) {
@@ -215,11 +273,18 @@ int config_check(void)
     int r = config.directory ? exports_check_directory(config.directory, why)
             : config.fd >= 0 ? exports_check_fd(config.fd, why)
                              : exports_check_file(config.file, why);
+    if (r == 0 && config.metrics)
+        r = metrics_file_check(config.metrics, why);
     if (r < 0) {
         nbdkit_error("%s", why);
         return -1;
     }
     return 0;
+}
+
+const char *config_cache_name(void)
+{
+    return cache_words[config.cache];
 }
 
 static void dump_words(const char *key, const char *const *words)
@@ -235,6 +300,7 @@ void config_dump(void)
     printf("aiodisk_max_threads=%u\n", config.max_threads);
     printf("aiodisk_min_threads=%u\n", config.min_threads);
     printf("aiodisk_queue_depth=%u\n", config.queue_depth);
+    printf("aiodisk_slow_request=%u\n", DEFAULT_SLOW_S);
     dump_words("cache", cache_words);
     dump_words("dispatch", dispatch_words);
     dump_words("locking", locking_words);
@@ -244,5 +310,7 @@ void config_free(void)
 {
     free(config.file);
     free(config.directory);
-    config.file = config.directory = NULL;
+    free(config.metrics);
+    free(config.metrics_server);
+    config.file = config.directory = config.metrics = config.metrics_server = NULL;
 }

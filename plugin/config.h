@@ -10,6 +10,8 @@
 #ifndef AIODISK_CONFIG_H
 #define AIODISK_CONFIG_H
 
+#include <stdint.h>
+
 #include "plugin/disk/qemu-lock.h"
 
 enum cache_mode {
@@ -37,6 +39,10 @@ struct config {
     unsigned max_threads; /* slots of the pool, 1-POOL_MAX_THREADS */
     unsigned min_threads; /* idle workers kept, 0-max_threads */
     unsigned queue_depth; /* entries of a ring, 1-4096 */
+
+    char *metrics;            /* absolute path of the metrics file, or NULL */
+    char *metrics_server;     /* the value of the label `server`, escaped, or NULL */
+    uint64_t slow_request_ns; /* a request older than this is named in the log; 0: none is */
 };
 
 extern struct config config;
@@ -52,7 +58,10 @@ extern struct config config;
     "max-threads=<N>             How many blocking calls run at once (default 64).\n" \
     "min-threads=<N>             How many idle worker threads are kept (default 0).\n" \
     "queue-depth=<N>             Ring size of io_uring and libaio (default 128).\n" \
-    "locking=auto|on|off         Take the locks that QEMU takes on images (default auto)."
+    "locking=auto|on|off         Take the locks that QEMU takes on images (default auto).\n" \
+    "metrics=<FILE>              Write Prometheus metrics to this file each second.\n" \
+    "metrics-server=<NAME>       Add the label server=\"NAME\" to each metric.\n" \
+    "slow-request=<SECONDS>      Log a request that is older (default 10; 0: never)."
 
 /* nbdkit's .config callback: sets one parameter.  Returns 0, or -1 after nbdkit_error. */
 int config_set(const char *key, const char *value);
@@ -68,6 +77,9 @@ int config_complete(void);
  * nbdkit_error.  Blocks on the disk.
  */
 int config_check(void);
+
+/* "default" or "none", as cache= says. */
+const char *config_cache_name(void);
 
 /* For --dump-plugin: prints the values of the numeric parameters, and the allowed values of the
  * others, as aiodisk_KEY=VALUE lines on standard output.

@@ -12,7 +12,6 @@
  * of the connection's threads in between.  Never touches the disk itself.
  */
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -38,26 +37,18 @@
 #include "plugin/exports.h"
 #include "plugin/runtime.h"
 #include "plugin/thread-policy.h"
+#include "plugin/watch/connection.h"
+#include "plugin/watch/observer.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+#define FAST_ZERO "fast zero" /* for messages */
 
 /* -D aiodisk.stats=1: print the counters of the pool in .unload.  nbdkit sets the variable. */
 NBDKIT_DLL_PUBLIC int aiodisk_debug_stats;
 
 /* Set once by .after_fork, read by any thread. */
 static struct room_config room_config;
-
-/* One client's connection. */
-struct handle {
-    struct image *image;        /* set once by .open; holds a reference */
-    struct handle *prev, *next; /* under handles_lock */
-};
-
-/* All open handles.  .unload needs the list because nbdkit 1.32 does not call .close for clients
- * that are still connected when nbdkit ends.
- */
-static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct handle *handles; /* under handles_lock */
 
 /* --- Before and after serving --- */
 
@@ -117,34 +108,39 @@ static int aiodisk_after_fork(void)
     /* SIGXFSZ would end the process.  If it is ignored, a write beyond RLIMIT_FSIZE gives EFBIG. */
     signal(SIGXFSZ, SIG_IGN);
     room_config = runtime_room_config(&config, config.backend);
+    call_set_slow(config.slow_request_ns);
+    struct observer_config observer = {
+        .slow_ns = config.slow_request_ns,
+        .metrics = config.metrics,
+        .labels = {.server = config.metrics_server, .cache = config_cache_name()},
+    };
+    int r = observer_start(&observer);
+    if (r < 0)
+        log_warning("metrics= and slow-request= do not work: %s", strerror(-r));
     return 0;
-}
-
-static void unlink_handle(struct handle *h)
-{
-    pthread_mutex_lock(&handles_lock);
-    *(h->prev ? &h->prev->next : &handles) = h->next;
-    if (h->next)
-        h->next->prev = h->prev;
-    pthread_mutex_unlock(&handles_lock);
 }
 
 static void aiodisk_close(void *handle)
 {
-    struct handle *h = handle;
+    struct connection *c = handle;
 
-    unlink_handle(h);
-    image_put(h->image);
-    free(h);
+    connection_remove(c);
+    if (c->calls.figures)
+        figures_note_image(c->calls.figures, c->image);
+    image_put(c->image);
+    call_list_free(&c->calls);
+    free(c);
 }
 
-/* nbdkit unloads a plugin only when no callback runs, so no other thread uses the handles or the
- * images any more.  The last handle of an image flushes and closes the image.
+/* nbdkit unloads a plugin only when no callback runs, so no other thread uses the connections or
+ * the images any more.  The last connection of an image flushes and closes the image.
  */
 static void aiodisk_unload(void)
 {
-    while (handles)
-        aiodisk_close(handles);
+    while (connection_any())
+        aiodisk_close(connection_any());
+    observer_stop();
+    figures_free_all();
     if (aiodisk_debug_stats && room_config.backend)
         runtime_print_counters();
     health_forget_all();
@@ -193,7 +189,7 @@ static int open_export(const char **name, char why[LOG_LINE_SIZE])
     return config.file ? exports_open_file(config.file, why) : config.fd;
 }
 
-static int get_image(int readonly, struct image **image, char why[LOG_LINE_SIZE])
+static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE])
 {
     const char *name;
     struct image_options options = {
@@ -208,34 +204,46 @@ static int get_image(int readonly, struct image **image, char why[LOG_LINE_SIZE]
     int path_fd = open_export(&name, why);
     if (path_fd < 0)
         return path_fd;
-    int r = image_get(path_fd, name, &options, image, why);
+    /* With file= and fd= there is one export, whatever name a client asks for. */
+    struct figures *figures = config.metrics ? figures_get(config.directory ? name : "") : NULL;
+    options.tally = figures ? figures->tally : NULL;
+    int r =
+        config.metrics && !figures ? -ENOMEM : image_get(path_fd, name, &options, &c->image, why);
     if (path_fd != config.fd)
         close(path_fd);
+    if (r == 0) {
+        call_list_init(&c->calls, c->image->name, figures);
+        c->image_figures = figures_of_tally(c->image->tally);
+    }
     return r;
 }
 
 static void *aiodisk_open(int readonly)
 {
     char why[LOG_LINE_SIZE] = "out of memory"; /* unless get_image stores another reason */
-    struct handle *h = calloc(1, sizeof *h);
+    struct connection *c = calloc(1, sizeof *c);
 
-    if (!h || get_image(readonly, &h->image, why) < 0) {
+    if (!c || get_image(c, readonly, why) < 0) {
         nbdkit_error("%s", why);
-        free(h);
+        free(c);
         return NULL;
     }
-    pthread_mutex_lock(&handles_lock);
-    h->next = handles;
-    if (handles)
-        handles->prev = h;
-    handles = h;
-    pthread_mutex_unlock(&handles_lock);
-    return h;
+    if (c->calls.figures) {
+        tally_add(c->calls.figures->tally, FIGURES_CONNECTIONS, 1);
+        figures_note_image(c->calls.figures, c->image);
+    }
+    connection_add(c);
+    return c;
+}
+
+static struct image *image_of(void *handle)
+{
+    return ((struct connection *)handle)->image;
 }
 
 static const char *aiodisk_export_description(void *handle)
 {
-    const struct image *image = ((struct handle *)handle)->image;
+    const struct image *image = image_of(handle);
 
     return nbdkit_printf_intern("%s, %llu bytes%s", image->key.block ? "block device" : "file",
                                 (unsigned long long)atomic_load(&image->size),
@@ -244,7 +252,7 @@ static const char *aiodisk_export_description(void *handle)
 
 static int64_t aiodisk_get_size(void *handle)
 {
-    return atomic_load(&((struct handle *)handle)->image->size);
+    return atomic_load(&image_of(handle)->size);
 }
 
 static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
@@ -254,14 +262,14 @@ static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferr
      * libnbd returns an error and qemu-img asserts.
      */
     *minimum = 1;
-    *preferred = ((struct handle *)handle)->image->geometry.preferred_block;
+    *preferred = image_of(handle)->geometry.preferred_block;
     *maximum = IMAGE_MAX_REQUEST;
     return 0;
 }
 
 static int can_write(void *handle)
 {
-    return !((struct handle *)handle)->image->readonly;
+    return !image_of(handle)->readonly;
 }
 
 static int can_always(void *handle)
@@ -271,7 +279,7 @@ static int can_always(void *handle)
 
 static int is_rotational(void *handle)
 {
-    return ((struct handle *)handle)->image->geometry.rotational;
+    return image_of(handle)->geometry.rotational;
 }
 
 static int can_fua(void *handle)
@@ -286,34 +294,15 @@ static int can_cache(void *handle)
 
 /* --- Requests --- */
 
-enum operation {
-    OP_READ,
-    OP_WRITE,
-    OP_FLUSH,
-    OP_TRIM,
-    OP_ZERO,
-    OP_FAST_ZERO,
-    OP_EXTENTS,
-    OP_CACHE,
-};
-
-static const char *const operation_names[] = {
-    [OP_READ] = "read",       [OP_WRITE] = "write", [OP_FLUSH] = "flush",
-    [OP_TRIM] = "trim",       [OP_ZERO] = "zero",   [OP_FAST_ZERO] = "fast zero",
-    [OP_EXTENTS] = "extents", [OP_CACHE] = "cache",
-};
-
-/* Every request comes in here.  answer() must follow, on the same thread and with the same
- * operation.
- */
-static struct image *enter(void *handle, enum operation op)
+/* Every request comes in here.  answer() must follow, on the same thread. */
+static struct call *enter(void *handle, enum client_op op, uint64_t length, uint64_t offset)
 {
-    struct image *image = ((struct handle *)handle)->image;
+    struct connection *c = handle;
 
-    thread_policy_enter(image->direct    ? LOAD_DIRECT
-                        : op == OP_WRITE ? LOAD_CACHED_WRITE
-                                         : LOAD_CACHED);
-    return image;
+    thread_policy_enter(c->image->direct     ? LOAD_DIRECT
+                        : op == CLIENT_WRITE ? LOAD_CACHED_WRITE
+                                             : LOAD_CACHED);
+    return call_begin(&c->calls, op, length, offset);
 }
 
 /* Returns the errno that the client is told.  nbdkit turns an errno that NBD does not have into
@@ -340,68 +329,71 @@ static int nbd_error(int err)
 /* Every request leaves through here.  `r` is 0 or the -errno of the request.  Logs the error with
  * the original errno, sets the errno for the client and returns the value for nbdkit.
  */
-static int answer(const struct image *image, enum operation op, int r, uint64_t count,
-                  uint64_t offset)
+static int answer(struct call *call, const char *operation, int r)
 {
+    uint64_t offset = atomic_load(&call->offset), length = atomic_load(&call->length);
+    /* A fast zero that would be slow is no error and no line in the log: the client writes zeros
+     * itself.  No other operation may give this errno to nbdkit; zero.c says why.
+     */
+    bool is_slow_zero = r == -EOPNOTSUPP && strcmp(operation, FAST_ZERO) == 0;
+    int error = r >= 0 ? 0 : is_slow_zero ? EOPNOTSUPP : nbd_error(-r);
+    uint64_t slow_ns = call_end(call, error);
+
     thread_policy_leave();
-    if (r >= 0)
+    if (slow_ns > 0)
+        log_warning("%s: slow request ended: %s of %llu bytes at %llu after %.1f s: %s",
+                    call->list->name, operation, (unsigned long long)length,
+                    (unsigned long long)offset, (double)slow_ns / 1e9, strerror(error));
+    if (error == 0)
         return 0;
-    if (op == OP_FAST_ZERO && r == -EOPNOTSUPP) {
-        /* No error and no line in the log: the zero would be slow, so the client writes zeros
-         * itself. No other operation may give this errno to nbdkit; zero.c says why.
-         */
-        nbdkit_set_error(EOPNOTSUPP);
-        return -1;
-    }
-    nbdkit_error("%s: %s of %llu bytes at %llu: %s", image->name, operation_names[op],
-                 (unsigned long long)count, (unsigned long long)offset, strerror(-r));
-    nbdkit_set_error(nbd_error(-r));
+    if (!is_slow_zero)
+        nbdkit_error("%s: %s of %llu bytes at %llu: %s", call->list->name, operation,
+                     (unsigned long long)length, (unsigned long long)offset, strerror(-r));
+    nbdkit_set_error(error);
     return -1;
 }
 
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct image *image = enter(handle, OP_READ);
-    int r = image_read(image, buf, count, offset);
+    struct call *call = enter(handle, CLIENT_READ, count, offset);
 
-    return answer(image, OP_READ, r, count, offset);
+    return answer(call, "read", image_read(image_of(handle), buf, count, offset));
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                           uint32_t flags)
 {
-    struct image *image = enter(handle, OP_WRITE);
-    int r = image_write(image, buf, count, offset, flags & NBDKIT_FLAG_FUA);
+    struct call *call = enter(handle, CLIENT_WRITE, count, offset);
+    int r = image_write(image_of(handle), buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
-    return answer(image, OP_WRITE, r, count, offset);
+    return answer(call, "write", r);
 }
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct image *image = enter(handle, OP_FLUSH);
-    int r = image_flush(image);
+    struct image *image = image_of(handle);
+    struct call *call = enter(handle, CLIENT_FLUSH, atomic_load(&image->size), 0);
 
-    return answer(image, OP_FLUSH, r, atomic_load(&image->size), 0);
+    return answer(call, "flush", image_flush(image));
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct image *image = enter(handle, OP_TRIM);
-    int r = image_trim(image, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
+    struct call *call = enter(handle, CLIENT_TRIM, count, offset);
+    int r = image_trim(image_of(handle), count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
-    return answer(image, OP_TRIM, r, count, offset);
+    return answer(call, "trim", r);
 }
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    enum operation op = flags & NBDKIT_FLAG_FAST_ZERO ? OP_FAST_ZERO : OP_ZERO;
-    struct image *image = enter(handle, op);
-    int r = image_zero(image, count, offset,
+    struct call *call = enter(handle, CLIENT_ZERO, count, offset);
+    int r = image_zero(image_of(handle), count, offset,
                        (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
                            (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
                            (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
 
-    return answer(image, op, r, count, offset);
+    return answer(call, flags & NBDKIT_FLAG_FAST_ZERO ? FAST_ZERO : "zero", r);
 }
 
 static int add_extent(void *opaque, const struct extent *extent)
@@ -414,18 +406,19 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
-    struct image *image = enter(handle, OP_EXTENTS);
-    int r = image_extents(image, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
+    struct call *call = enter(handle, CLIENT_EXTENTS, count, offset);
+    int r = image_extents(image_of(handle), count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent,
+                          extents);
 
-    return answer(image, OP_EXTENTS, r, count, offset);
+    return answer(call, "extents", r);
 }
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-    struct image *image = enter(handle, OP_CACHE);
+    struct call *call = enter(handle, CLIENT_CACHE, count, offset);
 
-    image_prefetch(image, count, offset);
-    return answer(image, OP_CACHE, 0, count, offset);
+    image_prefetch(image_of(handle), count, offset);
+    return answer(call, "cache", 0);
 }
 
 static struct nbdkit_plugin plugin = {

@@ -24,7 +24,7 @@ int runtime_try(const struct config *cfg, const char *backend, char why[ROOM_WHY
     struct room_config room_config = runtime_room_config(cfg, backend);
     struct room room;
 
-    int r = room_open(&room, &room_config, cfg->cache == CACHE_NONE, why);
+    int r = room_open(&room, &room_config, cfg->cache == CACHE_NONE, NULL, why);
     if (r == 0)
         room_close(&room);
     return r;

@@ -28,6 +28,8 @@ void lanes_enqueue(struct pool *pool, struct task *task)
     pool->queued++;
     pool->undelivered++;
     pool->totals.enqueued++;
+    if (pool->tally)
+        task->enqueued_ns = tally_now();
     atomic_store(&task->state, TASK_QUEUED);
 }
 
@@ -110,6 +112,22 @@ void lanes_start_on_caller(struct pool *pool, struct task *task)
     atomic_store_explicit(&task->state, TASK_ACTIVE, memory_order_relaxed);
 }
 
+void lanes_count_start(struct pool *pool, const struct task *task, enum pool_path path, bool queued)
+{
+    uint64_t *totals[POOL_PATHS] = {
+        [POOL_HELPED] = &pool->totals.helped,
+        [POOL_WORKER] = &pool->totals.worker_runs,
+        [POOL_TAKEN_BACK] = &pool->totals.taken_back,
+        [POOL_STRANDED] = &pool->totals.stranded_runs,
+    };
+    ++*totals[path];
+    if (!pool->tally)
+        return;
+    tally_add(pool->tally, POOL_TALLY_TASKS + task->lane * POOL_PATHS + path, 1);
+    tally_record(pool->tally, POOL_TALLY_WAIT + task->lane * TALLY_HISTOGRAM,
+                 queued ? tally_now() - task->enqueued_ns : 0);
+}
+
 void lanes_release_slot(struct pool *pool, enum pool_lane lane)
 {
     pool->running--;
@@ -187,10 +205,8 @@ bool lanes_are_granted(const struct pool *pool)
  */
 static void give_to_waiter(struct pool *pool, struct task *task)
 {
-    if (pool->helping && task == pool->lanes[task->lane].head)
-        pool->totals.taken_back++;
-    else
-        pool->totals.stranded_runs++;
+    bool is_next = pool->helping && task == pool->lanes[task->lane].head;
+    lanes_count_start(pool, task, is_next ? POOL_TAKEN_BACK : POOL_STRANDED, true);
     lanes_dequeue(pool, task);
     lanes_start_on_caller(pool, task);
     pool->undelivered--;
@@ -235,7 +251,7 @@ struct task *lanes_take(struct pool *pool, bool holds_token)
         if (task->has_token && !holds_token)
             pool->surplus++;
         lanes_occupy_slot(pool, task->lane);
-        pool->totals.worker_runs++;
+        lanes_count_start(pool, task, POOL_WORKER, true);
         atomic_store(&task->state, TASK_ACTIVE);
     } else if (holds_token) {
         assert(pool->surplus > 0);

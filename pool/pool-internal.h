@@ -69,6 +69,7 @@ struct pool {
     struct loop *loop;
     uint64_t idle_timeout_ns;
     bool helping;
+    struct tally *tally;
     struct bh *completion_bh;
     struct bh *manage_bh;
     struct loop_timer *retry_timer;
@@ -145,6 +146,10 @@ void lanes_release_slot(struct pool *pool, enum pool_lane lane);
 
 /* Occupies a slot for a task that is in no queue and that its pool_run caller runs. */
 void lanes_start_on_caller(struct pool *pool, struct task *task);
+
+/* Counts a task that starts to run, in the totals and in the tally.  queued: it was in a queue. */
+void lanes_count_start(struct pool *pool, const struct task *task, enum pool_path path,
+                       bool queued);
 
 /* Whether the pool_run caller that waits for this task is to run the task, rather than a worker. */
 bool lanes_waiter_runs(const struct pool *pool, const struct task *task);

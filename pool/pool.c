@@ -192,10 +192,7 @@ int pool_run(struct pool *pool, struct task *task)
     pool->totals.submitted++;
     if (may_run_at_once(pool, task)) {
         lanes_start_on_caller(pool, task);
-        if (pool->helping)
-            pool->totals.helped++;
-        else
-            pool->totals.stranded_runs++;
+        lanes_count_start(pool, task, pool->helping ? POOL_HELPED : POOL_STRANDED, false);
         pool_unlock(pool);
         return task->result = run_in_own_slot(pool, task);
     }
@@ -269,6 +266,7 @@ void pool_read_counters(struct pool *pool, struct pool_counters *counters)
     counters->starting = pool->starting;
     counters->idle = pool->idle;
     counters->queued = pool->queued;
+    counters->queued_slow = pool->lanes[POOL_SLOW].queued;
     counters->running = pool->running;
     counters->running_slow = pool->lanes[POOL_SLOW].running;
     pool_unlock(pool);
@@ -320,6 +318,7 @@ int pool_new(struct loop *loop, const struct pool_config *config, struct pool **
     if (pool->idle_timeout_ns > IDLE_TIMEOUT_MAX_NS)
         pool->idle_timeout_ns = IDLE_TIMEOUT_MAX_NS;
     pool->helping = config->helping;
+    pool->tally = config->tally;
     pool->max_threads = config->max_threads;
     pool->min_threads = config->min_threads;
     pool->retry_ns = POOL_RETRY_FIRST_NS;

@@ -20,6 +20,7 @@
 
 #include "pool/loop.h"
 #include "pool/stack.h"
+#include "pool/tally.h"
 
 struct pool;
 struct task;
@@ -63,6 +64,7 @@ struct task {
     _Atomic int state;          /* enum task_state; deliver() writes it without the lock */
     struct task *prev, *next;   /* in the lane's queue */
     uint64_t sequence;          /* order of submission, over both lanes */
+    uint64_t enqueued_ns;       /* when the task was queued, if the pool has a tally */
     bool has_token;             /* one token of the semaphore stands for this task */
     struct task_waiter *waiter; /* pool_run's caller, or NULL */
 
@@ -77,7 +79,22 @@ struct pool_config {
      * stays (workers.c).  0 means 10 s; more than 31 years means 31 years.
      */
     uint64_t idle_timeout_ns;
-    bool helping; /* whether pool_run's caller may run its own task */
+    bool helping;        /* whether pool_run's caller may run its own task */
+    struct tally *tally; /* counts what enum pool_counter lists; outlives the pool; or NULL */
+};
+
+/* Who ran a task; see struct pool_counters. */
+enum pool_path { POOL_HELPED, POOL_WORKER, POOL_TAKEN_BACK, POOL_STRANDED, POOL_PATHS };
+
+/* The counters of the pool in a tally. */
+enum pool_counter {
+    POOL_TALLY_TASKS, /* tasks that started to run: + lane * POOL_PATHS + path */
+    /* A histogram for each lane, + lane * TALLY_HISTOGRAM: how long these tasks were queued; 0 for
+     * a task that was not.
+     */
+    POOL_TALLY_WAIT = POOL_TALLY_TASKS + POOL_LANES * POOL_PATHS,
+    POOL_TALLY_SPAWN_FAILURES = POOL_TALLY_WAIT + POOL_LANES * TALLY_HISTOGRAM,
+    POOL_TALLY_END,
 };
 
 #define POOL_MAX_THREADS 4096u
@@ -99,11 +116,12 @@ struct pool_counters {
     uint64_t spawn_failures; /* failed thread creations */
 
     unsigned max_threads, min_threads;
-    unsigned threads;  /* workers: starting, idle or running a task */
-    unsigned starting; /* workers being created, and those that have not looked for a task yet */
-    unsigned idle;     /* workers asleep on the semaphore, or awake and not yet at the lock */
-    unsigned queued;   /* tasks in a queue */
-    unsigned running;  /* tasks being run, by worker or caller; above max only after a shrink */
+    unsigned threads;     /* workers: starting, idle or running a task */
+    unsigned starting;    /* workers being created, and those that have not looked for a task yet */
+    unsigned idle;        /* workers asleep on the semaphore, or awake and not yet at the lock */
+    unsigned queued;      /* tasks in a queue */
+    unsigned queued_slow; /* of these, in the slow lane */
+    unsigned running;     /* tasks being run, by worker or caller; above max only after a shrink */
     unsigned running_slow; /* of these, in the slow lane */
 };
 

@@ -50,6 +50,7 @@ static void creation_failed(struct pool *pool)
     pool->threads--;
     pool->starting--;
     pool->totals.spawn_failures++;
+    tally_add(pool->tally, POOL_TALLY_SPAWN_FAILURES, 1);
     pool->spawn_blocked = true;
     lanes_grant(pool);
 }

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "plugin/disk/bounce.h"
+#include "plugin/disk/disk-tally.h"
 #include "pool/waiter.h"
 
 /* 4 KiB, 16 KiB, 64 KiB, 256 KiB, 1 MiB */
@@ -131,7 +132,10 @@ static void wait_for_room(struct bounce_share *share, size_t bytes)
     }
     share->last = &self;
     pthread_mutex_unlock(&lock);
+    tally_add(share->tally, DISK_TALLY_BOUNCE_WAITS, 1);
+    progress_at(PLACE_BOUNCE);
     waiter_wait(&self.waiter);
+    progress_at(PLACE_PLUGIN);
     waiter_destroy(&self.waiter);
     pthread_mutex_lock(&lock);
 }
@@ -144,9 +148,9 @@ static void give_back(struct bounce_share *share, size_t bytes)
     serve_waiters();
 }
 
-void bounce_share_init(struct bounce_share *share)
+void bounce_share_init(struct bounce_share *share, struct tally *tally)
 {
-    *share = (struct bounce_share){.held = 0};
+    *share = (struct bounce_share){.tally = tally};
 }
 
 int bounce_get(struct bounce_share *share, struct bounce *bounce, size_t size)

@@ -29,9 +29,13 @@
 #define BOUNCE_ALIGNMENT ((size_t)64 << 10)
 
 struct bounce_waiter;
+struct tally;
 
-/* The part of one image.  Under the lock of bounce.c. */
+/* The part of one image. */
 struct bounce_share {
+    struct tally *tally; /* set once; counts the requests that wait; or NULL */
+
+    /* Under the lock of bounce.c. */
     size_t held;                        /* bytes in buffers that are in use */
     struct bounce_waiter *first, *last; /* requests that wait for a buffer, oldest first */
     struct bounce_share *next;          /* in the list of shares that have a waiter */
@@ -44,7 +48,7 @@ struct bounce {
     struct bounce_share *share;
 };
 
-void bounce_share_init(struct bounce_share *share);
+void bounce_share_init(struct bounce_share *share, struct tally *tally);
 
 /* Gets a buffer of at least `size` bytes, at most BOUNCE_MAX.  The buffer holds stale bytes: the
  * caller overwrites every byte that anybody will see.  Blocks while the share may not grow; the

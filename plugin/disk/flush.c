@@ -119,8 +119,10 @@ static int wait_for_slot(struct flush_set *set, int *result)
     pthread_cond_init(&self.cond, NULL);
     *set->last = &self;
     set->last = &self.next;
+    progress_at(PLACE_FLUSH_JOIN);
     while (self.slot < 0 && !self.done)
         pthread_cond_wait(&self.cond, &set->lock);
+    progress_at(PLACE_PLUGIN);
     pthread_cond_destroy(&self.cond);
     *result = self.result;
     return self.done ? -1 : self.slot;
@@ -178,6 +180,7 @@ int image_flush(struct image *image)
         slot = wait_for_slot(set, &r);
         if (slot < 0) {
             pthread_mutex_unlock(&set->lock);
+            tally_add(image->tally, DISK_TALLY_FLUSHES_JOINED, 1);
             return r;
         }
     }
@@ -270,6 +273,7 @@ int image_write_through(struct image *image, int fd, const void *buf, uint64_t l
     r = write_dsync(image, fd, buf, length, offset);
     if (r != -EOPNOTSUPP)
         return r;
+    tally_add(image->tally, DISK_TALLY_FELL_TO_SYNC, 1);
     r = image_transfer(image, REQUEST_WRITE, 0, fd, (void *)buf, length, offset, NULL);
     return r < 0 ? r : image_flush(image);
 }

@@ -186,6 +186,7 @@ static int open_as_asked(struct image *image, bool wants_direct)
         if (r == 0 || !is_no_direct_io(image, r))
             return r;
         warn_of_page_cache(image, r);
+        tally_add(image->tally, DISK_TALLY_FELL_TO_PAGE_CACHE, 1);
     }
     return image_probe_geometry(image);
 }
@@ -199,11 +200,12 @@ static int open_room(struct image *image, const struct room_config *wanted, char
     struct room_config config = *wanted;
     char reason[ROOM_WHY_SIZE];
 
-    int r = room_open(&image->room, &config, image->direct, reason);
+    int r = room_open(&image->room, &config, image->direct, image->tally, reason);
     if (r < 0 && strcmp(config.backend, backend_name(0)) != 0) {
         log_warning("%s: %s; backend=%s is used", image->name, reason, backend_name(0));
         config.backend = backend_name(0);
-        r = room_open(&image->room, &config, image->direct, reason);
+        tally_add(image->tally, DISK_TALLY_FELL_TO_THREADS, 1);
+        r = room_open(&image->room, &config, image->direct, image->tally, reason);
     }
     if (r < 0)
         snprintf(why, LOG_LINE_SIZE, "%s: %s", image->name, reason);
@@ -293,12 +295,13 @@ struct image *image_new(const struct image_source *source, const char *name,
     image->why_readonly = source->why_readonly;
     image->wants_readonly = options->readonly;
     image->inherited = options->inherited;
+    image->tally = options->tally;
     image->fd = image->buffered_fd = source->fd;
     flush_set_init(&image->flush);
-    range_lock_init(&image->ranges);
+    range_lock_init(&image->ranges, image->tally);
     zero_init(&image->zero);
     prefetch_init(&image->prefetch);
-    bounce_share_init(&image->bounce);
+    bounce_share_init(&image->bounce, image->tally);
     pthread_mutex_init(&image->size_lock, NULL);
     return image;
 }

@@ -18,6 +18,7 @@
 
 #include "backends/room.h"
 #include "plugin/disk/bounce.h"
+#include "plugin/disk/disk-tally.h"
 #include "plugin/disk/extents.h"
 #include "plugin/disk/flush.h"
 #include "plugin/disk/geometry.h"
@@ -59,10 +60,11 @@ struct image {
     bool wants_readonly;      /* as asked for: -r, or a filter */
     const char *why_readonly; /* why served read-only without being asked, or NULL; static text */
     bool direct;
-    bool inherited;  /* from fd=: the descriptor may be impossible to open again */
-    int fd;          /* O_DIRECT if direct; carries the QEMU locks */
-    int buffered_fd; /* the same disk through the page cache; equals fd unless direct */
-    bool locked;     /* QEMU's locks were taken on fd */
+    bool inherited;      /* from fd=: the descriptor may be impossible to open again */
+    int fd;              /* O_DIRECT if direct; carries the QEMU locks */
+    int buffered_fd;     /* the same disk through the page cache; equals fd unless direct */
+    bool locked;         /* QEMU's locks were taken on fd */
+    struct tally *tally; /* counts what happens to the image; or NULL */
     struct room room;
     struct geometry geometry;
 
@@ -93,6 +95,10 @@ struct image_options {
     enum locking_mode locking;
     bool inherited; /* path_fd is the user's own descriptor, and bounds what may be done */
     bool many;      /* one of many images: must leave descriptors for connections */
+    /* Counters up to DISK_TALLY_END, which must outlive the image; or NULL.  Used if the image is
+     * not open yet.
+     */
+    struct tally *tally;
 };
 
 /* A disk that is open, before it is known whether its image is open already. */

@@ -7,10 +7,12 @@
 #include <assert.h>
 #include <stddef.h>
 
+#include "plugin/disk/disk-tally.h"
 #include "plugin/disk/range-lock.h"
 
-void range_lock_init(struct range_lock *ranges)
+void range_lock_init(struct range_lock *ranges, struct tally *tally)
 {
+    ranges->tally = tally;
     pthread_mutex_init(&ranges->lock, NULL);
     ranges->first = ranges->last = NULL;
     ranges->exclusive = 0;
@@ -48,10 +50,13 @@ void range_acquire(struct range_lock *ranges, struct range *range)
 
     range->waiting = ranges->exclusive > 0 && is_blocked(range);
     if (range->waiting) {
+        tally_add(ranges->tally, DISK_TALLY_RANGE_WAITS, 1);
+        progress_at(PLACE_RANGE_LOCK);
         pthread_cond_init(&range->cond, NULL);
         while (range->waiting)
             pthread_cond_wait(&range->cond, &ranges->lock);
         pthread_cond_destroy(&range->cond);
+        progress_at(PLACE_PLUGIN);
     }
     pthread_mutex_unlock(&ranges->lock);
 }

@@ -17,7 +17,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct tally;
+
 struct range_lock {
+    struct tally *tally; /* set once; counts the ranges that wait; or NULL */
+
     pthread_mutex_t lock;
 
     /* Under lock. */
@@ -37,7 +41,7 @@ struct range {
     struct range *prev, *next;
 };
 
-void range_lock_init(struct range_lock *ranges);
+void range_lock_init(struct range_lock *ranges, struct tally *tally);
 void range_lock_destroy(struct range_lock *ranges);
 
 /* Blocks until no older conflicting request holds or awaits its range.  First come, first served,

@@ -56,6 +56,7 @@ static int read_buffered(struct image *image, void *buf, uint64_t length, uint64
  */
 static int write_in_turn(struct image *image, const void *buf, uint64_t length, uint64_t offset)
 {
+    progress_at(PLACE_WRITE_TURN);
     while (sem_wait(&image->transfer.turns) < 0)
         assert(errno == EINTR);
     int r = image_transfer(image, REQUEST_WRITE, 0, image->buffered_fd, (void *)buf, length, offset,
@@ -91,6 +92,14 @@ static uint64_t direct_part(const struct image *image, uint64_t length, uint64_t
 static bool memory_is_aligned(const struct image *image, const void *buf)
 {
     return (uintptr_t)buf % image->geometry.mem_align == 0;
+}
+
+/* Counts a client's request that O_DIRECT cannot carry as it is. */
+void transfer_count_unaligned(struct image *image, uint64_t length, uint64_t offset)
+{
+    if (image->direct && (offset | length) % image->geometry.align != 0 &&
+        progress_op() < CLIENT_OPS)
+        tally_add(image->tally, DISK_TALLY_UNALIGNED + progress_op(), 1);
 }
 
 /* Returns the length of the next piece of a direct transfer, and whether the piece needs no bounce
@@ -137,6 +146,7 @@ int image_read(struct image *image, void *buf, uint64_t length, uint64_t offset)
     char *to = buf;
     int r = 0;
 
+    transfer_count_unaligned(image, length, offset);
     length -= direct;
     while (direct > 0 && r == 0) {
         bool in_place;
@@ -262,6 +272,7 @@ int image_write(struct image *image, const void *buf, uint64_t length, uint64_t 
         r = image_before_write(image, end);
     if (r < 0)
         return r;
+    transfer_count_unaligned(image, length, offset);
     transfer_lock(image, &range, length, offset);
     r = write_locked(image, buf, length, offset, fua);
     image_after_write(image);

@@ -43,6 +43,9 @@ int image_write(struct image *image, const void *buf, uint64_t length, uint64_t 
  */
 int transfer_write_zeros(struct image *image, uint64_t length, uint64_t offset);
 
+/* Counts a client's request that O_DIRECT cannot carry as it is. */
+void transfer_count_unaligned(struct image *image, uint64_t length, uint64_t offset);
+
 /* Takes the range lock for something that will be written: exclusively if the range begins or ends
  * inside a block, which must then be read, modified and written.  Blocks.  transfer_unlock releases
  * the range.

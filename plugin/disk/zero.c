@@ -184,6 +184,7 @@ static int zero_locked(struct image *image, uint64_t length, uint64_t offset, un
         if (steps_down(r)) {
             if (flags & ZERO_FAST)
                 return -EOPNOTSUPP;
+            tally_add(image->tally, DISK_TALLY_FELL_TO_ZEROS, 1);
             r = transfer_write_zeros(image, step, start);
         }
         start += step;
@@ -227,6 +228,7 @@ int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned f
         r = check_device_end(image, offset + length);
     if (r < 0)
         return r;
+    transfer_count_unaligned(image, length, offset);
     transfer_lock(image, &range, length, offset);
     r = zero_locked(image, length, offset, flags);
     image_after_write(image);
@@ -269,6 +271,7 @@ int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned f
     if (r < 0)
         return r;
     if (length > 0) {
+        transfer_count_unaligned(image, length, offset);
         transfer_lock(image, &range, length, offset);
         whole_units(image, length, offset, &start, &end);
         r = trim_locked(image, start, end);

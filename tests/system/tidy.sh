@@ -81,10 +81,11 @@ for file in "${files[@]}"; do
 done
 [ "$(wc -c <README.md)" -le 8400 ] || complain "README.md has more than 8400 bytes"
 
-# --- The layers: plugin -> plugin/disk -> backends -> pool ---
+# --- The layers: plugin -> plugin/watch -> plugin/disk -> backends -> pool ---
 
 for rule in "pool:pool" "backends:backends pool" "plugin/disk:plugin/disk backends pool" \
-    "plugin:plugin plugin/disk backends pool"; do
+    "plugin/watch:plugin/watch plugin/disk backends pool" \
+    "plugin:plugin plugin/watch plugin/disk backends pool"; do
     mapfile -t own < <(printf '%s\n' "${program[@]}" | grep -E "^${rule%:*}/[^/]*$")
     allowed=${rule#*:}
     if found=$(grep -nHE '^#include "' "${own[@]}" |

@@ -59,7 +59,7 @@ static void one_image_holds_half_at_most(void **state)
 {
     pthread_t threads[THREADS];
 
-    bounce_share_init(&only);
+    bounce_share_init(&only, NULL);
     for (unsigned i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, get_and_put, (void *)(uintptr_t)i) == 0);
     for (unsigned i = 0; i < THREADS; i++)
@@ -97,7 +97,7 @@ static void a_large_request_is_served_among_smaller_ones(void **state)
     pthread_t threads[MIDDLE_THREADS];
     struct bounce bounce;
 
-    bounce_share_init(&only);
+    bounce_share_init(&only, NULL);
     atomic_store(&large_served, false);
     for (unsigned i = 0; i < MIDDLE_THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, keep_taking, NULL) == 0);
@@ -145,7 +145,7 @@ static void stuck_images_leave_memory_for_others(void **state)
         size_t takes = left / 2 / BOUNCE_MAX;
         takes = takes < STUCK_THREADS ? takes : STUCK_THREADS;
         takes = takes > 0 ? takes : 1;
-        bounce_share_init(&stuck[i].share);
+        bounce_share_init(&stuck[i].share, NULL);
         gate_init(&stuck[i].gate);
         for (unsigned j = 0; j < STUCK_THREADS; j++)
             CHECK(pthread_create(&stuck[i].threads[j], NULL, get_and_keep, &stuck[i]) == 0);
@@ -155,7 +155,7 @@ static void stuck_images_leave_memory_for_others(void **state)
         /* A healthy image goes on. */
         struct bounce_share healthy;
         struct bounce bounce;
-        bounce_share_init(&healthy);
+        bounce_share_init(&healthy, NULL);
         for (unsigned round = 0; round < 10; round++) {
             CHECK(bounce_get(&healthy, &bounce, BOUNCE_MAX) == 0);
             bounce_put(&bounce);
