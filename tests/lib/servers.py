@@ -24,7 +24,7 @@ def wait_until(condition, what, seconds=30):
 class Server:
     """An nbdkit in the foreground, with its socket, pid file and log in `directory`."""
 
-    def __init__(self, directory, *arguments):
+    def __init__(self, directory, *arguments, pass_fds=()):
         self.socket = os.path.join(directory, "server.sock")
         self.pidfile = os.path.join(directory, "server.pid")
         self.log = os.path.join(directory, "server.log")
@@ -34,7 +34,7 @@ class Server:
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 ["nbdkit", "--exit-with-parent", "-f", "-U", self.socket, "-P", self.pidfile,
-                 *arguments], stderr=log)
+                 *arguments], stderr=log, pass_fds=pass_fds)
         wait_until(lambda: self.ended() or self.is_ready(), "nbdkit to start")
         assert not self.ended(), "nbdkit did not start: " + self.read_log()
 
