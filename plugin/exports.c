@@ -89,7 +89,7 @@ int exports_check_file(const char *path, char why[LOG_LINE_SIZE])
     int fd = fd_reopen(path_fd, O_RDONLY);
     close(path_fd);
     if (fd < 0)
-        return fail(why, fd, "%s: cannot be read: %s", path, strerror(-fd));
+        return fail(why, fd, "%s: cannot be read: %s", path, fd_strerror(fd));
     close(fd);
     return 0;
 }
@@ -121,11 +121,14 @@ bool exports_is_directory(const char *path)
 
 int exports_check_directory(const char *path, char why[LOG_LINE_SIZE])
 {
-    DIR *dir = opendir(path);
+    int path_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int r = path_fd < 0 ? -errno : fd_reopen(path_fd, O_RDONLY | O_DIRECTORY);
 
-    if (!dir)
-        return fail(why, -errno, "%s: cannot be read as a directory: %s", path, strerror(errno));
-    closedir(dir);
+    if (path_fd >= 0)
+        close(path_fd);
+    if (r < 0)
+        return fail(why, r, "%s: cannot be read as a directory: %s", path, fd_strerror(r));
+    close(r);
     return 0;
 }
 

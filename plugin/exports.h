@@ -22,7 +22,9 @@
  */
 int exports_check_file(const char *path, char why[LOG_LINE_SIZE]);
 
-/* Checks that dir=PATH is a directory and can be read.  Returns 0, or -errno of opendir(3). */
+/* Checks that dir=PATH is a directory and can be read, and that the images in it can be opened at
+ * all (see fd_reopen).  Returns 0, or -errno of open(2).
+ */
 int exports_check_directory(const char *path, char why[LOG_LINE_SIZE]);
 
 /* Checks that fd=FD is a regular file or block device.  Returns 0, -EINVAL if the file is of

@@ -10,14 +10,25 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define FD_FOLDER "/proc/self/fd"
 
 int fd_reopen(int fd, int flags)
 {
     char path[32];
 
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    snprintf(path, sizeof path, FD_FOLDER "/%d", fd);
     int new_fd = open(path, flags | O_CLOEXEC);
     return new_fd < 0 ? -errno : new_fd;
+}
+
+const char *fd_strerror(int err)
+{
+    if (err == -ENOENT && access(FD_FOLDER, F_OK) < 0)
+        return FD_FOLDER " is missing: the plugin opens images through it, so mount /proc";
+    return strerror(-err);
 }
 
 /* Can a duplicate of `fd` stand for a descriptor opened with `flags`?  With O_APPEND it would write

@@ -10,6 +10,11 @@
  */
 int fd_reopen(int fd, int flags);
 
+/* The text for a message about `err`, a -errno of a function of this file: it names /proc if /proc
+ * is missing, because "No such file" alone would blame the image.  Static text.  Any thread.
+ */
+const char *fd_strerror(int err);
+
 /* The same for a descriptor that the user passed to nbdkit.  Where opening is forbidden or
  * impossible, the result is a duplicate of `fd`, if `fd` can stand for a descriptor opened with
  * `flags`; a duplicate shares offset, flags, OFD locks and error reports with `fd`.

@@ -33,7 +33,7 @@
 
 static int fail(char *why, const char *name, const char *what, int err)
 {
-    snprintf(why, LOG_LINE_SIZE, "%s: %s: %s", name, what, strerror(-err));
+    snprintf(why, LOG_LINE_SIZE, "%s: %s: %s", name, what, fd_strerror(err));
     return err;
 }
 
@@ -147,7 +147,7 @@ static void warn_of_page_cache(const struct image *image, int err)
 
     if (atomic_exchange(&warned, image->key.device) != image->key.device)
         log_warning("%s: cache=none is not possible here (O_DIRECT: %s), so the page cache is used",
-                    image->name, strerror(-err));
+                    image->name, fd_strerror(err));
 }
 
 /* Opens image->fd with O_DIRECT and finds out what direct I/O needs.  Returns -EINVAL or -ENOTSUP
@@ -171,12 +171,12 @@ static int open_direct(struct image *image)
 }
 
 /* May the page cache be used where O_DIRECT failed with `err`?  EACCES and EPERM: the user's own
- * descriptor is all that may be used.
+ * descriptor is all that may be used.  ENOENT: without /proc it is all that can be used.
  */
 static bool is_no_direct_io(const struct image *image, int err)
 {
     return err == -EINVAL || err == -ENOTSUP ||
-           (image->inherited && (err == -EACCES || err == -EPERM));
+           (image->inherited && (err == -EACCES || err == -EPERM || err == -ENOENT));
 }
 
 static int open_as_asked(struct image *image, bool wants_direct)
