@@ -71,10 +71,10 @@ int config_set(const char *key, const char *value);
  */
 int config_complete(void);
 
-/* For nbdkit's .get_ready callback, which runs with the privileges that nbdkit was started with:
- * checks that the file, directory or descriptor exists, is of a kind that can be served and can be
- * read.  If file= names a directory, moves the name to config.directory.  Returns 0, or -1 after
- * nbdkit_error.  Blocks on the disk.
+/* Checks that the file, directory or descriptor exists, is of a kind that can be served and can be
+ * read by the process as it is now: for nbdkit's .get_ready callback, and again after nbdkit has
+ * changed its user (recheck.h).  If file= names a directory, moves the name to config.directory.
+ * Returns 0, or -1 after nbdkit_error.  Blocks on the disk.
  */
 int config_check(void);
 

@@ -32,6 +32,23 @@ static int fail(char *why, int err, const char *format, ...)
     return err;
 }
 
+/* Stores the line "PATH: FAILED: REASON" for `err`, and returns `err`.  If permissions are the
+ * reason, the line says whose and what they are.  path_fd: the file, or -1 if it was not found.
+ */
+static int fail_to_open(char *why, int err, const char *path, int path_fd, const char *failed)
+{
+    char allowed[128] = "a directory of this path may not be searched";
+    struct stat st;
+
+    if (err != -EACCES && err != -EPERM)
+        return fail(why, err, "%s: %s: %s", path, failed, fd_strerror(err));
+    if (path_fd >= 0 && fstat(path_fd, &st) == 0)
+        snprintf(allowed, sizeof allowed, "it has mode %04o, owner %u, group %u",
+                 st.st_mode & 07777, st.st_uid, st.st_gid);
+    return fail(why, err, "%s: %s by user %u, group %u: %s (%s)", path, failed, geteuid(),
+                getegid(), strerror(-err), allowed);
+}
+
 /* Returns why a file of this type is not served, or NULL if the type is served. */
 static const char *refusal(mode_t mode)
 {
@@ -77,7 +94,7 @@ int exports_open_file(const char *path, char why[LOG_LINE_SIZE])
 {
     int path_fd = open(path, O_PATH | O_CLOEXEC);
     if (path_fd < 0)
-        return fail(why, -errno, "%s: %s", path, strerror(errno));
+        return fail_to_open(why, -errno, path, -1, "cannot be opened");
     return keep_if_served(path_fd, path, why);
 }
 
@@ -87,11 +104,11 @@ int exports_check_file(const char *path, char why[LOG_LINE_SIZE])
     if (path_fd < 0)
         return path_fd;
     int fd = fd_reopen(path_fd, O_RDONLY);
+    int r = fd < 0 ? fail_to_open(why, fd, path, path_fd, "cannot be read") : 0;
     close(path_fd);
-    if (fd < 0)
-        return fail(why, fd, "%s: cannot be read: %s", path, fd_strerror(fd));
-    close(fd);
-    return 0;
+    if (fd >= 0)
+        close(fd);
+    return r;
 }
 
 int exports_check_fd(int fd, char why[LOG_LINE_SIZE])
@@ -121,15 +138,21 @@ bool exports_is_directory(const char *path)
 
 int exports_check_directory(const char *path, char why[LOG_LINE_SIZE])
 {
+    const char *failed = "cannot be read as a directory";
     int path_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int r = path_fd < 0 ? -errno : fd_reopen(path_fd, O_RDONLY | O_DIRECTORY);
+    if (path_fd < 0)
+        return fail_to_open(why, -errno, path, -1, failed);
 
-    if (path_fd >= 0)
-        close(path_fd);
-    if (r < 0)
-        return fail(why, r, "%s: cannot be read as a directory: %s", path, fd_strerror(r));
-    close(r);
-    return 0;
+    int r = 0;
+    int fd = fd_reopen(path_fd, O_RDONLY | O_DIRECTORY);
+    if (fd < 0)
+        r = fail_to_open(why, fd, path, path_fd, failed);
+    else if (faccessat(fd, ".", X_OK, AT_EACCESS) < 0)
+        r = fail_to_open(why, -errno, path, path_fd, "cannot be searched");
+    close(path_fd);
+    if (fd >= 0)
+        close(fd);
+    return r;
 }
 
 /* Opens `name`, which contains no slash, with O_PATH in the directory dir_fd.  Symbolic links that

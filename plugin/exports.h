@@ -22,8 +22,9 @@
  */
 int exports_check_file(const char *path, char why[LOG_LINE_SIZE]);
 
-/* Checks that dir=PATH is a directory and can be read, and that the images in it can be opened at
- * all (see fd_reopen).  Returns 0, or -errno of open(2).
+/* Checks that dir=PATH is a directory, that this process may list it and look up names in it, and
+ * that images can be opened at all (see fd_reopen).  Returns 0, or -errno of open(2) or
+ * faccessat(2).
  */
 int exports_check_directory(const char *path, char why[LOG_LINE_SIZE]);
 

@@ -35,6 +35,7 @@
 #include "plugin/disk/transfer.h"
 #include "plugin/disk/zero.h"
 #include "plugin/exports.h"
+#include "plugin/recheck.h"
 #include "plugin/runtime.h"
 #include "plugin/thread-policy.h"
 #include "plugin/watch/connection.h"
@@ -72,6 +73,11 @@ static int aiodisk_get_ready(void)
 
     if (config_check() < 0)
         return -1;
+    int r = recheck_before_fork(config_check);
+    if (r < 0) {
+        nbdkit_error("pthread_atfork: %s", strerror(-r));
+        return -1;
+    }
     /* Find out now whether the backend works: once nbdkit is in the background, errors reach only
      * syslog.  The first backend, "threads", works everywhere, so the start saves the time.
      */
@@ -104,6 +110,8 @@ static void raise_descriptor_limit(void)
  */
 static int aiodisk_after_fork(void)
 {
+    if (recheck_finish() < 0)
+        return -1;
     raise_descriptor_limit();
     /* SIGXFSZ would end the process.  If it is ignored, a write beyond RLIMIT_FSIZE gives EFBIG. */
     signal(SIGXFSZ, SIG_IGN);

@@ -176,7 +176,7 @@ start spaces 'with space.img'
 writable 'with space.img'
 stop
 refused 'a=b.img: unknown parameter' a=b.img
-refused 'with  spaces: No such file' 'with  spaces'
+refused 'with  spaces: cannot be opened: No such file' 'with  spaces'
 
 need_root "another user"
 say "a descriptor whose file the server's user may not open"
