@@ -41,11 +41,16 @@ struct config config = {
     .slow_request_ns = DEFAULT_SLOW_S * NS_PER_S,
 };
 
+/* cache= and direct= name the same choice: the words of one value have the same index. */
 static const char *const cache_words[] = {[CACHE_DEFAULT] = "default", [CACHE_NONE] = "none", NULL};
+static const char *const direct_words[] = {[CACHE_DEFAULT] = "off", [CACHE_NONE] = "on", NULL};
 static const char *const dispatch_words[] = {
     [DISPATCH_AUTO] = "auto", [DISPATCH_POOL] = "pool", NULL};
 static const char *const locking_words[] = {
     [LOCKING_AUTO] = "auto", [LOCKING_ON] = "on", [LOCKING_OFF] = "off", NULL};
+
+/* The values that cache= and direct= were given last, or -1.  Main thread only. */
+static int cache_given = -1, direct_given = -1;
 
 /* Stores the index of `value` in `words` and returns 0.  If `words` does not contain the value,
  * reports `problem` and the allowed words, stores 0 and returns -1.
@@ -206,8 +211,9 @@ int config_set(const char *key, const char *value)
         return parse_slow_request(key, value);
 
     if (strcmp(key, "cache") == 0) {
-        r = parse_word(key, value, cache_words, UNKNOWN_VALUE, &word);
-        config.cache = word;
+        r = parse_word(key, value, cache_words, UNKNOWN_VALUE, &cache_given);
+    } else if (strcmp(key, "direct") == 0) {
+        r = parse_word(key, value, direct_words, UNKNOWN_VALUE, &direct_given);
     } else if (strcmp(key, "dispatch") == 0) {
         r = parse_word(key, value, dispatch_words, UNKNOWN_VALUE, &word);
         config.dispatch = word;
@@ -216,12 +222,26 @@ int config_set(const char *key, const char *value)
         config.locking = word;
     } else {
         nbdkit_error(
-            "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, backend, "
-            "dispatch, max-threads, min-threads, queue-depth, locking, metrics, metrics-server, "
-            "slow-request",
+            "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, direct, "
+            "backend, dispatch, max-threads, min-threads, queue-depth, locking, metrics, "
+            "metrics-server, slow-request",
             key, value);
     }
     return r;
+}
+
+/* Returns 0, or -1 after an error if cache= and direct= contradict each other. */
+static int resolve_cache(void)
+{
+    if (cache_given >= 0 && direct_given >= 0 && cache_given != direct_given) {
+        nbdkit_error("cache=%s and direct=%s contradict each other; direct=%s means cache=%s",
+                     cache_words[cache_given], direct_words[direct_given],
+                     direct_words[direct_given], cache_words[direct_given]);
+        return -1;
+    }
+    if (cache_given >= 0 || direct_given >= 0)
+        config.cache = cache_given >= 0 ? cache_given : direct_given;
+    return 0;
 }
 
 /* The only place that knows what "auto" means: the first backend of backend.c's table. */
@@ -252,6 +272,8 @@ int config_complete(void)
                      config.max_threads);
         return -1;
     }
+    if (resolve_cache() < 0)
+        return -1;
     resolve_backend();
     if (config.dispatch == DISPATCH_POOL && strcmp(config.backend, "threads") != 0) {
         nbdkit_error("dispatch=pool: needs backend=threads (or auto), not backend=%s",
@@ -302,6 +324,7 @@ void config_dump(void)
     printf("aiodisk_queue_depth=%u\n", config.queue_depth);
     printf("aiodisk_slow_request=%u\n", DEFAULT_SLOW_S);
     dump_words("cache", cache_words);
+    dump_words("direct", direct_words);
     dump_words("dispatch", dispatch_words);
     dump_words("locking", locking_words);
 }

@@ -31,7 +31,7 @@ struct config {
     char *directory; /* absolute path, or NULL */
     int fd;          /* or -1 */
 
-    enum cache_mode cache;
+    enum cache_mode cache; /* after config_complete what cache= or direct= says */
     enum dispatch_mode dispatch;
     enum locking_mode locking;
 
@@ -53,6 +53,7 @@ extern struct config config;
     "dir=<DIRECTORY>             Serve every regular file and block device in it, by name.\n" \
     "fd=<N>                      Serve this inherited file descriptor.\n" \
     "cache=default|none          Use the page cache (default), or O_DIRECT.\n" \
+    "direct=off|on               The same as cache=default|none, for nbdkit's cache filter.\n" \
     "backend=auto|threads|io_uring|libaio  How requests reach the kernel (default auto).\n" \
     "dispatch=auto|pool          pool: every request through the worker pool (default auto).\n" \
     "max-threads=<N>             How many blocking calls run at once (default 64).\n" \

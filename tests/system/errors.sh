@@ -18,6 +18,9 @@ refused 'folder/none: cannot be read as a directory: No such file' dir=folder/no
 refused 'disk.img: cannot be read as a directory' dir=disk.img
 refused 'colour=red: unknown parameter' disk.img colour=red
 refused 'cache=fast: unknown value; allowed are: default, none' disk.img cache=fast
+refused 'direct=yes: unknown value; allowed are: off, on' disk.img direct=yes
+refused 'cache=none and direct=off contradict' disk.img cache=none direct=off
+refused 'cache=default and direct=on contradict' disk.img direct=on cache=default
 refused 'backend=magic: unknown value in this build; allowed are: auto, threads' disk.img \
     backend=magic
 refused 'dispatch=never: unknown value' disk.img dispatch=never
@@ -55,3 +58,7 @@ setpriv --reuid=nobody --clear-groups nbdkit -f -U - ./plugin.so disk.img --run 
 say "an empty file is a disk of 0 bytes"
 [ "$(nbdkit -U - "$plugin" empty.img --run 'nbdinfo --size "$uri"')" = 0 ] || fail "an empty file"
 nbdkit -U - "$plugin" empty.img cache=none --run 'nbdcopy "$uri" null:'
+
+say "cache= and direct= may both be given if they agree"
+nbdkit -U - "$plugin" empty.img cache=none direct=on --run true
+nbdkit -U - "$plugin" empty.img direct=off cache=default --run true
