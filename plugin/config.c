@@ -20,6 +20,7 @@
 #include "backends/backend.h"
 #include "plugin/config.h"
 #include "plugin/exports.h"
+#include "plugin/log.h"
 #include "plugin/watch/metrics-file.h"
 
 #define DEFAULT_MAX_THREADS 64u
@@ -69,7 +70,7 @@ static int parse_word(const char *key, const char *value, const char *const *wor
         assert(used < sizeof allowed);
     }
     *word = 0;
-    nbdkit_error("%s=%s: %s; allowed are: %s", key, value, problem, allowed);
+    log_error("%s=%s: %s; allowed are: %s", key, value, problem, allowed);
     return -1;
 }
 
@@ -97,11 +98,11 @@ static int parse_number(const char *key, const char *value, unsigned min, unsign
     unsigned long n = strtoul(value, &end, 10);
     /* strtoul(3) accepts white space and a sign before the digits; a parameter does not. */
     if (value[0] < '0' || value[0] > '9' || *end != '\0') {
-        nbdkit_error("%s=%s: not a number; allowed is %u to %u", key, value, min, max);
+        log_error("%s=%s: not a number; allowed is %u to %u", key, value, min, max);
         return -1;
     }
     if (errno == ERANGE || n < min || n > max) {
-        nbdkit_error("%s=%s: out of range; allowed is %u to %u", key, value, min, max);
+        log_error("%s=%s: out of range; allowed is %u to %u", key, value, min, max);
         return -1;
     }
     *number = n;
@@ -113,14 +114,14 @@ static int require_first_source(const char *key, const char *value)
 {
     if (!config.file && !config.directory && config.fd < 0)
         return 0;
-    nbdkit_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
+    log_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
     return -1;
 }
 
 static int parse_path(const char *key, const char *value, char **path)
 {
     if (value[0] == '\0') {
-        nbdkit_error("%s=: the name is empty", key);
+        log_error("%s=: the name is empty", key);
         return -1;
     }
     if (require_first_source(key, value) < 0)
@@ -152,8 +153,8 @@ static int parse_slow_request(const char *key, const char *value)
     /* strtod(3) also accepts white space, a sign, "inf", "nan" and hexadecimal digits. */
     if (value[strspn(value, "0123456789.")] != '\0' || end == value || *end != '\0' ||
         n > MAX_SLOW_S) {
-        nbdkit_error("%s=%s: not a number of seconds; allowed is 0 (never) to %u", key, value,
-                     MAX_SLOW_S);
+        log_error("%s=%s: not a number of seconds; allowed is 0 (never) to %u", key, value,
+                  MAX_SLOW_S);
         return -1;
     }
     config.slow_request_ns = (uint64_t)(n * NS_PER_S);
@@ -163,7 +164,7 @@ static int parse_slow_request(const char *key, const char *value)
 static int parse_metrics(const char *key, const char *value)
 {
     if (value[0] == '\0') {
-        nbdkit_error("%s=: the name is empty", key);
+        log_error("%s=: the name is empty", key);
         return -1;
     }
     free(config.metrics);
@@ -175,13 +176,13 @@ static int parse_metrics(const char *key, const char *value)
 static int parse_metrics_server(const char *key, const char *value)
 {
     if (value[0] == '\0' || value[strcspn(value, "\\\"\n")] != '\0') {
-        nbdkit_error("%s=%s: allowed is any text without backslash, quote and newline", key, value);
+        log_error("%s=%s: allowed is any text without backslash, quote and newline", key, value);
         return -1;
     }
     free(config.metrics_server);
     config.metrics_server = strdup(value);
     if (!config.metrics_server)
-        nbdkit_error("%s: out of memory", key);
+        log_error("%s: out of memory", key);
     return config.metrics_server ? 0 : -1;
 }
 
@@ -221,11 +222,10 @@ int config_set(const char *key, const char *value)
         r = parse_word(key, value, locking_words, UNKNOWN_VALUE, &word);
         config.locking = word;
     } else {
-        nbdkit_error(
-            "%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, direct, "
-            "backend, dispatch, max-threads, min-threads, queue-depth, locking, metrics, "
-            "metrics-server, slow-request",
-            key, value);
+        log_error("%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, direct, "
+                  "backend, dispatch, max-threads, min-threads, queue-depth, locking, metrics, "
+                  "metrics-server, slow-request",
+                  key, value);
     }
     return r;
 }
@@ -234,9 +234,9 @@ int config_set(const char *key, const char *value)
 static int resolve_cache(void)
 {
     if (cache_given >= 0 && direct_given >= 0 && cache_given != direct_given) {
-        nbdkit_error("cache=%s and direct=%s contradict each other; direct=%s means cache=%s",
-                     cache_words[cache_given], direct_words[direct_given],
-                     direct_words[direct_given], cache_words[direct_given]);
+        log_error("cache=%s and direct=%s contradict each other; direct=%s means cache=%s",
+                  cache_words[cache_given], direct_words[direct_given], direct_words[direct_given],
+                  cache_words[direct_given]);
         return -1;
     }
     if (cache_given >= 0 || direct_given >= 0)
@@ -249,35 +249,34 @@ static void resolve_backend(void)
 {
     if (strcmp(config.backend, AUTO) == 0) {
         config.backend = backend_name(0);
-        nbdkit_debug("backend %s (auto: it measured fastest in most cases; see \"CHOOSING A "
-                     "BACKEND\" in nbdkit-aiodisk-plugin(1))",
-                     config.backend);
+        log_debug("backend %s (auto: it measured fastest in most cases; see \"CHOOSING A "
+                  "BACKEND\" in nbdkit-aiodisk-plugin(1))",
+                  config.backend);
     } else {
-        nbdkit_debug("backend %s (as named by backend=)", config.backend);
+        log_debug("backend %s (as named by backend=)", config.backend);
     }
 }
 
 int config_complete(void)
 {
     if (!config.file && !config.directory && config.fd < 0) {
-        nbdkit_error("file: missing; one of file=FILENAME, dir=DIRECTORY and fd=N is required");
+        log_error("file: missing; one of file=FILENAME, dir=DIRECTORY and fd=N is required");
         return -1;
     }
     if (config.metrics_server && !config.metrics) {
-        nbdkit_error("metrics-server=%s: needs metrics=FILE", config.metrics_server);
+        log_error("metrics-server=%s: needs metrics=FILE", config.metrics_server);
         return -1;
     }
     if (config.min_threads > config.max_threads) {
-        nbdkit_error("min-threads=%u: more than max-threads=%u", config.min_threads,
-                     config.max_threads);
+        log_error("min-threads=%u: more than max-threads=%u", config.min_threads,
+                  config.max_threads);
         return -1;
     }
     if (resolve_cache() < 0)
         return -1;
     resolve_backend();
     if (config.dispatch == DISPATCH_POOL && strcmp(config.backend, "threads") != 0) {
-        nbdkit_error("dispatch=pool: needs backend=threads (or auto), not backend=%s",
-                     config.backend);
+        log_error("dispatch=pool: needs backend=threads (or auto), not backend=%s", config.backend);
         return -1;
     }
     return 0;
@@ -298,7 +297,7 @@ int config_check(void)
     if (r == 0 && config.metrics)
         r = metrics_file_check(config.metrics, why);
     if (r < 0) {
-        nbdkit_error("%s", why);
+        log_error("%s", why);
         return -1;
     }
     return 0;

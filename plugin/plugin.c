@@ -30,11 +30,11 @@
 #include "plugin/disk/health.h"
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/image.h"
-#include "plugin/disk/log.h"
 #include "plugin/disk/prefetch.h"
 #include "plugin/disk/transfer.h"
 #include "plugin/disk/zero.h"
 #include "plugin/exports.h"
+#include "plugin/log.h"
 #include "plugin/recheck.h"
 #include "plugin/runtime.h"
 #include "plugin/thread-policy.h"
@@ -75,7 +75,7 @@ static int aiodisk_get_ready(void)
         return -1;
     int r = recheck_before_fork(config_check);
     if (r < 0) {
-        nbdkit_error("pthread_atfork: %s", strerror(-r));
+        log_error("pthread_atfork: %s", strerror(-r));
         return -1;
     }
     /* Find out now whether the backend works: once nbdkit is in the background, errors reach only
@@ -83,7 +83,7 @@ static int aiodisk_get_ready(void)
      */
     if (strcmp(config.backend, backend_name(0)) != 0 &&
         runtime_try(&config, config.backend, why) < 0) {
-        nbdkit_error("%s", why);
+        log_error("%s", why);
         return -1;
     }
     if (strcmp(config.backend, "libaio") == 0 && config.cache != CACHE_NONE)
@@ -175,7 +175,7 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
         return nbdkit_use_default_export(exports);
     int r = exports_list(config.directory, add_export, exports, why);
     if (r < 0 && why[0] != '\0')
-        nbdkit_error("%s", why);
+        log_error("%s", why);
     return r < 0 ? -1 : 0;
 }
 
@@ -232,7 +232,7 @@ static void *aiodisk_open(int readonly)
     struct connection *c = calloc(1, sizeof *c);
 
     if (!c || get_image(c, readonly, why) < 0) {
-        nbdkit_error("%s", why);
+        log_error("%s", why);
         free(c);
         return NULL;
     }
@@ -355,8 +355,8 @@ static int answer(struct call *call, const char *operation, int r)
     if (error == 0)
         return 0;
     if (!is_slow_zero)
-        nbdkit_error("%s: %s of %llu bytes at %llu: %s", call->list->name, operation,
-                     (unsigned long long)length, (unsigned long long)offset, strerror(-r));
+        log_error("%s: %s of %llu bytes at %llu: %s", call->list->name, operation,
+                  (unsigned long long)length, (unsigned long long)offset, strerror(-r));
     nbdkit_set_error(error);
     return -1;
 }

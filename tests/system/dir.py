@@ -121,6 +121,8 @@ def check_refusals():
             "socket": "is a socket", "null": "is a character device",
             "folder": "is a directory"}.items():
         is_refused(name, why)
+    # A client cannot write lines of its own into the log, nor send commands to a terminal.
+    is_refused("x\nforged\x1b[31m\x9b\\é", r"no export 'x\nforged\x1b[31m\xc2\x9b\\é': No such")
     print("every name that is no export is refused")
 
 
