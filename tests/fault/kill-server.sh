@@ -11,7 +11,7 @@
 rounds=${1:-34}
 shift || true
 backends=("$@")
-[ ${#backends[@]} -gt 0 ] || backends=(threads io_uring libaio)
+[ ${#backends[@]} -gt 0 ] || read -ra backends < <(working_backends)
 truncate -s 16M "$dir/file.img" "$dir/loop.img"
 make_loop "$dir/loop.img" --direct-io=on
 

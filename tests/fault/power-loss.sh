@@ -79,7 +79,7 @@ installed=$plugin plugin=file
     fail "the control lost nothing, so this test proves nothing"
 plugin=$installed
 for cache in default none; do
-    for backend in threads io_uring libaio; do
+    for backend in $(working_backends); do
         say "cache=$cache backend=$backend"
         after_power_loss "$mnt/disk.img" cache=$cache backend=$backend ||
             fail "durable data are lost"

@@ -88,6 +88,10 @@ wait_for() {
     done
 }
 
+# working_backends: prints the names of the backends that work here.  capabilities.sh proves that
+# this list is right.
+working_backends() { nbdkit --dump-plugin "$plugin" | sed -n 's/^aiodisk_backends=//p'; }
+
 # ended PID: the process has ended.
 ended() { ! kill -0 "$1" 2>/dev/null; }
 

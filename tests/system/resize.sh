@@ -162,8 +162,11 @@ old.shutdown()
 print("larger")
 P
 
-ways=(cache=default "cache=default dispatch=pool" "cache=default backend=io_uring" cache=none
-    "cache=none dispatch=pool" "cache=none backend=io_uring" "cache=none backend=libaio")
+ways=()
+for cache in default none; do
+    ways+=("cache=$cache dispatch=pool")
+    for backend in $(working_backends); do ways+=("cache=$cache backend=$backend"); done
+done
 
 resize_file() {
     local way

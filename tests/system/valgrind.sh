@@ -64,7 +64,7 @@ check_log() {
         fail "memcheck found a leak ($1)"
 }
 
-for backend in threads io_uring libaio; do
+for backend in $(working_backends); do
     for way in leave stay; do
         say "backend=$backend, client: $way"
         nbdkit=(valgrind --leak-check=full --errors-for-leak-kinds=none --fullpath-after=
