@@ -52,10 +52,15 @@ void lanes_dequeue(struct pool *pool, struct task *task)
 /* Takes surplus tokens out of the semaphore; called when no task is left to grant them to.  A
  * surplus token that is not in the semaphore is carried by a worker, which will find no task.  That
  * token stays surplus, and the next grant relies on that worker.
+ *
+ * While the workers leave, the surplus tokens stay, because they wake the sleeping workers.
+ * Otherwise: pool_free posts a token; another thread changes the bounds, or the retry timer runs,
+ * and takes the token back before a worker has it; the worker sleeps until its time-out, and
+ * pool_free waits for the worker.
  */
 static void reclaim_surplus(struct pool *pool)
 {
-    while (pool->surplus > 0 && sem_trywait(&pool->tokens) == 0)
+    while (!pool->stopping && pool->surplus > 0 && sem_trywait(&pool->tokens) == 0)
         pool->surplus--;
 }
 

@@ -8,9 +8,9 @@
  * task.  A token becomes surplus when its task is cancelled, when a worker that has not waited for
  * a token takes the task, or when the token is withdrawn from the task; and workers_stop posts a
  * surplus token to wake a worker.  The next grant uses a surplus token instead of sem_post(3).
- * When nothing is left to grant, lanes_grant takes the surplus tokens out of the semaphore.  A
- * surplus token that a worker carries stays surplus until that worker has the lock and finds no
- * task.  Hence, under the lock:
+ * When nothing is left to grant, lanes_grant takes the surplus tokens out of the semaphore, unless
+ * pool_free is waking the workers with them.  A surplus token that a worker carries stays surplus
+ * until that worker has the lock and finds no task.  Hence, under the lock:
  *
  *     semaphore + tokens carried by workers == granted + surplus
  *

@@ -303,6 +303,7 @@ static void invariant_19_bounds_change_under_load(void **state)
 
 static _Atomic unsigned created, joined;
 static _Atomic(struct pool *) join_after_all_left; /* the next join waits for this pool's workers */
+static atomic_bool hold_joins;                     /* joins wait until this is false */
 
 int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
                           void *arg);
@@ -324,6 +325,7 @@ int __wrap_pthread_join(pthread_t thread, void **value)
     struct pool *watched = atomic_exchange(&join_after_all_left, NULL);
     if (watched)
         WAIT_UNTIL(counters_of(watched).threads == 0);
+    WAIT_UNTIL(!atomic_load(&hold_joins));
     int error = __real_pthread_join(thread, value);
     if (!error)
         atomic_fetch_add(&joined, 1);
@@ -345,6 +347,37 @@ static void a_worker_that_leaves_during_a_join_is_joined(void **state)
         WAIT_UNTIL(atomic_load(&joined) - before == counters_of(rig.pool).threads_created);
         atomic_store(&join_after_all_left, NULL);
         rig_free(&rig, POOL_DRAIN);
+    }
+}
+
+/* The bounds change while pool_free wakes the idle workers.  A change of the bounds gives tokens
+ * out anew; it must not take the token with which pool_free wakes a worker.  Otherwise that worker
+ * sleeps to the end of its idle time-out, and pool_free waits.  `hold_joins` keeps pool_free from
+ * returning before the last call of pool_set_bounds has returned.
+ */
+static void invariant_10_workers_leave_while_the_bounds_change(void **state)
+{
+    for (int round = 0; round < ROUNDS(50); round++) {
+        struct pool_config config = {.max_threads = 4, .idle_timeout_ns = 100000000000u};
+        struct shutdown s = {.accepted = 0};
+        pthread_t thread;
+        time_t start = time(NULL);
+
+        rig_new(&s.rig, &config);
+        jobs_run_at_once(s.rig.pool, 4, 4);
+        WAIT_UNTIL(counters_of(s.rig.pool).idle == 4);
+        pthread_barrier_init(&s.start, NULL, 2);
+        atomic_store(&hold_joins, true);
+        CHECK(pthread_create(&thread, NULL, free_pool, &s) == 0);
+        pthread_barrier_wait(&s.start);
+        while (counters_of(s.rig.pool).threads > 0) {
+            CHECK(pool_set_bounds(s.rig.pool, 0, 4) == 0);
+            CHECK(time(NULL) - start < 30);
+        }
+        atomic_store(&hold_joins, false);
+        pthread_join(thread, NULL);
+        pthread_barrier_destroy(&s.start);
+        loop_free(s.rig.loop);
     }
 }
 
@@ -439,6 +472,7 @@ int main(void)
         cmocka_unit_test(invariant_2_identities_hold_and_all_is_zero_at_the_end),
         cmocka_unit_test(invariant_10_free_with_work_in_every_state),
         cmocka_unit_test(invariant_10_every_worker_is_joined),
+        cmocka_unit_test(invariant_10_workers_leave_while_the_bounds_change),
         cmocka_unit_test(invariant_10_free_waits_for_a_callback_that_polls),
         cmocka_unit_test(a_worker_that_leaves_during_a_join_is_joined),
         cmocka_unit_test(pool_new_without_memory_on_any_thread),
