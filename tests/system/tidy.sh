@@ -40,16 +40,16 @@ text=() sources=() c=() program=() scripts=() python=()
 for file in "${files[@]}"; do
     [ -f "$file" ] || continue
     case $file in
-    *.[ch] | *.sh | *.py | serve | check | .ci/* | fio-jobs/compare) sources+=("$file") ;;
-    esac
-    case $file in
-    *.[ch] | *.sh | *.py | serve | check | .ci/* | fio-jobs/compare | *.build | *.fio | *.pod | \
-        *.md | meson_options.txt) text+=("$file") ;;
+    *.[ch] | *.sh | *.py | serve | check | .ci/* | fio-jobs/compare | */aiodisk-top)
+        sources+=("$file")
+        text+=("$file")
+        ;;
+    *.build | *.fio | *.pod | *.md | meson_options.txt) text+=("$file") ;;
     esac
     case $file in *.[ch]) c+=("$file") ;; esac
     case $file in pool/*.[ch] | backends/*.[ch] | plugin/*.[ch]) program+=("$file") ;; esac
     case $file in *.sh | serve | check | .ci/*) scripts+=("$file") ;; esac
-    case $file in *.py | fio-jobs/compare) python+=("$file") ;; esac
+    case $file in *.py | fio-jobs/compare | */aiodisk-top) python+=("$file") ;; esac
 done
 [ ${#program[@]} -gt 20 ] || complain "the list of the program's files is incomplete: ${program[*]}"
 
