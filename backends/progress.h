@@ -14,6 +14,8 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
+#include "pool/probe.h"
+
 /* What the client asked for. */
 enum client_op {
     CLIENT_READ,
@@ -48,8 +50,10 @@ extern _Thread_local struct progress *progress_here;
 /* progress may be NULL. */
 static inline void progress_set(struct progress *progress, enum place place)
 {
-    if (progress)
-        atomic_store_explicit(&progress->place, place, memory_order_relaxed);
+    if (!progress)
+        return;
+    atomic_store_explicit(&progress->place, place, memory_order_relaxed);
+    PROBE(place, progress, place);
 }
 
 /* Says where the request of the calling thread is. */

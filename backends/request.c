@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "backends/backend.h"
+#include "pool/probe.h"
 
 /* Offsets of any file fit; meson.build asks for it on 32-bit machines. */
 static_assert(sizeof(off_t) == 8, "off_t has 64 bits");
@@ -116,8 +117,10 @@ int request_perform(struct request *request)
     uint64_t start = request_clock(request);
 
     progress_set(request->progress, PLACE_STORAGE);
+    PROBE(io_submit, request, request->op, request->fd, request->offset, request->length);
     while (!request_advance(request, perform_once(request)))
         ;
+    PROBE(io_complete, request, request->result);
     request_count_time(request, start);
     return request->result;
 }

@@ -19,6 +19,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "pool/probe.h"
+
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u /* linux/memfd.h since Linux 6.3 */
 #endif
@@ -57,6 +59,7 @@ static void refuse(struct ring *ring, struct request *request, int error)
 static int push_batch(struct ring *ring, struct request *const *batch, unsigned count)
 {
     for (unsigned i = 0; i < count; i++) {
+        PROBE(io_submit, batch[i], batch[i]->op, batch[i]->fd, batch[i]->offset, batch[i]->length);
         progress_set(batch[i]->progress, PLACE_STORAGE);
         if (batch[i]->submitted_ns == 0)
             batch[i]->submitted_ns = request_clock(batch[i]);
@@ -152,6 +155,7 @@ static bool is_of_the_ring(int64_t result)
 void ring_completed(struct ring *ring, struct request *request, int64_t result)
 {
     ring->in_flight--;
+    PROBE(io_complete, request, result);
     if (is_of_the_ring(result)) {
         refuse(ring, request, (int)result);
     } else if (request_advance(request, result)) {

@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "pool/pool-internal.h"
+#include "pool/probe.h"
 
 /* --- Queues and tokens --- */
 
@@ -31,6 +32,7 @@ void lanes_enqueue(struct pool *pool, struct task *task)
     if (pool->tally)
         task->enqueued_ns = tally_now();
     atomic_store(&task->state, TASK_QUEUED);
+    PROBE(task_queue, task, task->lane, pool->queued);
 }
 
 void lanes_dequeue(struct pool *pool, struct task *task)
@@ -126,6 +128,7 @@ void lanes_count_start(struct pool *pool, const struct task *task, enum pool_pat
         [POOL_STRANDED] = &pool->totals.stranded_runs,
     };
     ++*totals[path];
+    PROBE(task_start, task, task->lane, path);
     if (!pool->tally)
         return;
     tally_add(pool->tally, POOL_TALLY_TASKS + task->lane * POOL_PATHS + path, 1);

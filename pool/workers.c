@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "pool/pool-internal.h"
+#include "pool/probe.h"
 
 #define RETRY_LAST_NS 1000000000u /* the longest back-off */
 #define NS_PER_S 1000000000u
@@ -67,6 +68,7 @@ static void create_worker(struct pool *pool)
         *worker = (struct worker){.pool = pool};
         created = pthread_create(&thread, NULL, worker_main, worker) == 0;
     }
+    PROBE(worker_spawn, pool, created);
     if (created)
         return;
     free(worker);
@@ -240,6 +242,7 @@ static struct task *next_task(struct pool *pool)
 static void leave(struct pool *pool, struct worker *worker)
 {
     pool->threads--;
+    PROBE(worker_exit, pool, pool->threads);
     worker->next = pool->exited;
     pool->exited = worker;
     if (pool->stopping && pool->idle > 0) {

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "plugin/disk/image.h"
+#include "pool/probe.h"
 
 struct health {
     /* Set once by health_get. */
@@ -66,6 +67,7 @@ void image_fail(struct image *image, int err)
 {
     int expected = 0;
 
+    PROBE(flush_failed, image->name, -err);
     if (atomic_compare_exchange_strong(&image->flush.health->error, &expected, err))
         log_warning("%s: a sync failed (%s), so writes may be lost: every flush and FUA write on "
                     "it fails from now on. Check the disk below, restore or repair the image, then "

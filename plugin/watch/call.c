@@ -71,6 +71,7 @@ struct call *call_begin(struct call_list *list, enum client_op op, uint64_t leng
     atomic_store_explicit(&call->progress.place, PLACE_PLUGIN, memory_order_release);
     atomic_store_explicit(&call->offset, offset, memory_order_release);
     atomic_store_explicit(&call->length, length, memory_order_release);
+    PROBE(request_begin, &call->progress, op, offset, length, list->name);
     if (!list->figures && slow_ns == 0)
         return call;
     atomic_store_explicit(&call->start_ns, tally_now(), memory_order_release);
@@ -106,6 +107,7 @@ uint64_t call_end(struct call *call, int error)
 {
     struct figures *figures = call->list->figures;
 
+    PROBE(request_end, &call->progress, progress_op(), error);
     if (!figures && slow_ns == 0) {
         progress_here = NULL;
         return 0;
