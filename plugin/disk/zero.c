@@ -260,17 +260,24 @@ static int trim_locked(struct image *image, uint64_t start, uint64_t end)
     return r;
 }
 
+/* A trim is a hint: what lies beyond the end of a disk that has become smaller is gone already, so
+ * the rest of the range is trimmed.
+ */
 int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned flags)
 {
+    uint64_t start, end = offset + length;
     struct range range;
-    uint64_t start, end;
 
     int r = flags & ZERO_FUA ? image_health(image) : 0;
-    if (r == 0)
-        r = image_before_write(image, offset + length);
     if (r < 0)
         return r;
-    if (length > 0) {
+    int64_t size = image_measure(image);
+    if (size < 0)
+        return (int)size;
+    if (end > (uint64_t)size)
+        end = size;
+    if (offset < end) {
+        length = end - offset;
         transfer_count_unaligned(image, length, offset);
         transfer_lock(image, &range, length, offset);
         whole_units(image, length, offset, &start, &end);

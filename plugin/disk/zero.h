@@ -44,7 +44,8 @@ void zero_destroy(struct zero_state *state);
 int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
 
 /* Discards the range: its bytes may read as anything afterwards.  A hint: what cannot be discarded
- * stays.  flags: ZERO_FUA or 0.  As image_zero.
+ * stays, and what lies beyond the end of a disk that has become smaller is no error.  flags:
+ * ZERO_FUA or 0.  As image_zero.
  */
 int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned flags);
 
