@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Zero, fast zero and trim: ladders of methods, the best first.  See zero.h.
  *
- * -EOPNOTSUPP is remembered per image.  -EINVAL may concern this range only, so it tries the next
- * method and is forgotten.  Ends that are not aligned are written as zeros by a zero, and left
+ * -EOPNOTSUPP is remembered per image.  -EINVAL and -EBUSY try the next method; note_refusal says
+ * what is remembered of them.  Ends that are not aligned are written as zeros by a zero, and left
  * alone by a trim.
  *
  * Runs on the threads of requests.  Never changes the size of a file, and a zero without
@@ -19,6 +19,10 @@
  * hold its slot for minutes.
  */
 #define STEP_BYTES ((uint64_t)128 << 20)
+
+/* How many requests at most pass by a method that keeps refusing, before the method is tried again.
+ */
+#define MAX_SKIPS 1023
 
 #define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
 #define ZERO_RANGE (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
@@ -42,11 +46,51 @@ static int run_alone(struct image *image, struct request *request)
     return r;
 }
 
-/* Tries one method on the range, unless the method is known not to work, and remembers what it
- * learned.
+static int ability_of(struct method *method)
+{
+    return atomic_load_explicit(&method->ability, memory_order_relaxed);
+}
+
+/* Should this request try the method?  Counts the request if the method is to be passed by. */
+static bool may_try(struct method *method)
+{
+    int ability = ability_of(method);
+
+    if (ability != ABILITY_UNKNOWN)
+        return ability == ABILITY_YES;
+    return atomic_load_explicit(&method->skips, memory_order_relaxed) <= 0 ||
+           atomic_fetch_sub_explicit(&method->skips, 1, memory_order_relaxed) <= 0;
+}
+
+/* The method answered -EINVAL or -EBUSY.
+ *
+ * Neither answer proves that the method does not exist.  -EINVAL may mean that the storage wants
+ * larger units than it has announced, or that a device has become smaller since its size was
+ * checked.  -EBUSY comes from a block device that another program has opened exclusively, while
+ * pages of this range are dirty.  A refusal is therefore never remembered for good.
+ *
+ * But some storage refuses always, and a request that tries first is expensive: zero_device_step
+ * flushes the disk before.  So while the method has never worked, 1, 3, 7 and so on up to MAX_SKIPS
+ * requests pass it by after each refusal: only the logarithm of the requests pays.  Passing a
+ * method by is always safe, for the next method gives the same bytes.  Once the method has worked,
+ * a refusal concerns one range, costs one call, and is forgotten.
  */
-static int try_method(struct image *image, _Atomic int *ability, enum request_op op, int mode,
-                      uint64_t length, uint64_t offset)
+static void note_refusal(struct method *method)
+{
+    /* Several requests that are refused at once count as one. */
+    if (ability_of(method) != ABILITY_UNKNOWN ||
+        atomic_load_explicit(&method->skips, memory_order_relaxed) > 0)
+        return;
+    int pause = atomic_load_explicit(&method->pause, memory_order_relaxed) * 2 + 1;
+    if (pause > MAX_SKIPS)
+        pause = MAX_SKIPS;
+    atomic_store_explicit(&method->pause, pause, memory_order_relaxed);
+    atomic_store_explicit(&method->skips, pause, memory_order_relaxed);
+}
+
+/* Tries one method on the range, and remembers what it learned.  may_try has said yes. */
+static int call_method(struct image *image, struct method *method, enum request_op op, int mode,
+                       uint64_t length, uint64_t offset)
 {
     struct request request = {
         .op = op,
@@ -56,39 +100,39 @@ static int try_method(struct image *image, _Atomic int *ability, enum request_op
         .length = length,
     };
 
-    if (atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_NO)
-        return -EOPNOTSUPP;
     int r =
         image->key.block ? backend_run(image->room.backend, &request) : run_alone(image, &request);
     if (r == -ENOTTY || r == -ENOSYS || r == -ENODEV)
         r = -EOPNOTSUPP;
     if (r == 0)
-        atomic_store_explicit(ability, ABILITY_YES, memory_order_relaxed);
+        atomic_store_explicit(&method->ability, ABILITY_YES, memory_order_relaxed);
     else if (r == -EOPNOTSUPP)
-        atomic_store_explicit(ability, ABILITY_NO, memory_order_relaxed);
+        atomic_store_explicit(&method->ability, ABILITY_NO, memory_order_relaxed);
+    else if (steps_down(r))
+        note_refusal(method);
     return r;
 }
 
-static bool is_unknown(_Atomic int *ability)
+static int try_method(struct image *image, struct method *method, enum request_op op, int mode,
+                      uint64_t length, uint64_t offset)
 {
-    return atomic_load_explicit(ability, memory_order_relaxed) == ABILITY_UNKNOWN;
+    return may_try(method) ? call_method(image, method, op, mode, length, offset) : -EOPNOTSUPP;
 }
 
 static int punch(struct image *image, uint64_t length, uint64_t offset)
 {
-    return try_method(image, &image->zero.can_punch, REQUEST_FALLOCATE, PUNCH, length, offset);
+    return try_method(image, &image->zero.punch, REQUEST_FALLOCATE, PUNCH, length, offset);
 }
 
 static int zero_range(struct image *image, uint64_t length, uint64_t offset)
 {
-    return try_method(image, &image->zero.can_zero_range, REQUEST_FALLOCATE, ZERO_RANGE, length,
+    return try_method(image, &image->zero.zero_range, REQUEST_FALLOCATE, ZERO_RANGE, length,
                       offset);
 }
 
 static int allocate(struct image *image, uint64_t length, uint64_t offset)
 {
-    return try_method(image, &image->zero.can_allocate, REQUEST_FALLOCATE, ALLOCATE, length,
-                      offset);
+    return try_method(image, &image->zero.allocate, REQUEST_FALLOCATE, ALLOCATE, length, offset);
 }
 
 /* Punches a hole and fills it with blocks that read as zeros.  A fast zero must not fail when the
@@ -99,8 +143,7 @@ static int punch_and_allocate(struct image *image, uint64_t length, uint64_t off
 {
     int r = 0;
 
-    if (fast &&
-        atomic_load_explicit(&image->zero.can_allocate, memory_order_relaxed) != ABILITY_YES)
+    if (fast && ability_of(&image->zero.allocate) != ABILITY_YES)
         r = allocate(image, length, offset);
     if (r == 0)
         r = punch(image, length, offset);
@@ -130,17 +173,17 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
      * kernel drops the pages of the range from the page cache before it finds out that the device
      * cannot punch.  Until that is known, these pages must not be dirty.
      */
-    if (flags & ZERO_MAY_TRIM) {
-        r = is_unknown(&image->zero.can_punch) ? image_flush(image) : 0;
+    if ((flags & ZERO_MAY_TRIM) && may_try(&image->zero.punch)) {
+        r = ability_of(&image->zero.punch) == ABILITY_UNKNOWN ? image_flush(image) : 0;
         if (r == 0)
-            r = punch(image, length, offset);
+            r = call_method(image, &image->zero.punch, REQUEST_FALLOCATE, PUNCH, length, offset);
     }
     if (flags & ZERO_FAST)
         return r;
     if (steps_down(r))
         r = zero_range(image, length, offset);
     if (steps_down(r))
-        r = try_method(image, &image->zero.can_zeroout, REQUEST_ZEROOUT, 0, length, offset);
+        r = try_method(image, &image->zero.zeroout, REQUEST_ZEROOUT, 0, length, offset);
     return r;
 }
 
@@ -206,7 +249,7 @@ static int check_device_end(const struct image *image, uint64_t end)
 
 void zero_init(struct zero_state *state)
 {
-    *state = (struct zero_state){.can_punch = ABILITY_UNKNOWN};
+    *state = (struct zero_state){.punch.ability = ABILITY_UNKNOWN};
     pthread_mutex_init(&state->fallocate_lock, NULL);
 }
 
@@ -250,7 +293,7 @@ static int trim_locked(struct image *image, uint64_t start, uint64_t end)
         uint64_t step = end - start < STEP_BYTES ? end - start : STEP_BYTES;
 
         r = image->key.block
-                ? try_method(image, &image->zero.can_discard, REQUEST_DISCARD, 0, step, start)
+                ? try_method(image, &image->zero.discard, REQUEST_DISCARD, 0, step, start)
                 : punch(image, step, start);
         /* A trim is a hint: what cannot be discarded stays. */
         if (steps_down(r))

@@ -11,18 +11,24 @@ struct image;
 /* What is known of a method to zero or discard: found out by trying, then remembered. */
 enum ability { ABILITY_UNKNOWN, ABILITY_YES, ABILITY_NO };
 
+struct method {
+    /* Any thread, relaxed. */
+    _Atomic int ability; /* enum ability */
+    _Atomic int skips;   /* <= 0, or how many more requests pass the method by: note_refusal */
+    _Atomic int pause;   /* what skips was set to at the last refusal */
+};
+
 struct zero_state {
     /* Held during fallocate(2) on a file, see zero.c.  Lock order: after the range lock, before the
      * pool's.
      */
     pthread_mutex_t fallocate_lock;
 
-    /* Any thread, relaxed: enum ability. */
-    _Atomic int can_punch;
-    _Atomic int can_zero_range;
-    _Atomic int can_allocate;
-    _Atomic int can_zeroout;
-    _Atomic int can_discard;
+    struct method punch;
+    struct method zero_range;
+    struct method allocate;
+    struct method zeroout;
+    struct method discard;
 };
 
 enum zero_flags {
