@@ -20,9 +20,10 @@ struct geometry {
     bool rotational;
 };
 
-/* Fills in image->geometry.  Returns 0; -ENOTSUP when direct I/O does not work on image->fd;
- * -ENOMEM; or -errno of fstat(2).  Called by image_open; blocks.
+/* Fills in image->geometry.  page: bytes of a page of the page cache, a power of two.  Returns 0;
+ * -ENOTSUP when direct I/O does not work on image->fd; -ENOMEM; or -errno of fstat(2).  Called by
+ * image_open; blocks.
  */
-int image_probe_geometry(struct image *image);
+int image_probe_geometry(struct image *image, uint32_t page);
 
 #endif

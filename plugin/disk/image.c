@@ -150,6 +150,12 @@ static void warn_of_page_cache(const struct image *image, int err)
                     image->name, fd_strerror(err));
 }
 
+/* The unit in which the page cache becomes dirty and is written back: 4 KiB to 64 KiB. */
+static uint32_t page_bytes(void)
+{
+    return (uint32_t)sysconf(_SC_PAGESIZE);
+}
+
 /* Opens image->fd with O_DIRECT and finds out what direct I/O needs.  Returns -EINVAL or -ENOTSUP
  * when the filesystem has no O_DIRECT (open(2)), with image->fd as before.
  */
@@ -161,7 +167,7 @@ static int open_direct(struct image *image)
         return fd;
     image->fd = fd;
     image->direct = true;
-    int r = image_probe_geometry(image);
+    int r = image_probe_geometry(image, page_bytes());
     if (r < 0) {
         close(fd);
         image->fd = image->buffered_fd;
@@ -188,7 +194,7 @@ static int open_as_asked(struct image *image, bool wants_direct)
         warn_of_page_cache(image, r);
         tally_add(image->tally, DISK_TALLY_FELL_TO_PAGE_CACHE, 1);
     }
-    return image_probe_geometry(image);
+    return image_probe_geometry(image, page_bytes());
 }
 
 /* Opens the image's room.  A backend that worked at the start and is refused now (libaio:
