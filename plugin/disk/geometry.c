@@ -36,6 +36,11 @@ static bool is_power_of_two(uint64_t n)
     return n != 0 && (n & (n - 1)) == 0;
 }
 
+static uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
 /* Opens a file of sysfs that describes the queue of a disk, or of the disk that holds a partition.
  * Returns NULL if there is none, as for the devices of network filesystems.
  */
@@ -116,8 +121,7 @@ static uint32_t logical_block_below(const struct image *image)
  */
 static int try_units(struct image *image)
 {
-    uint32_t below = logical_block_below(image);
-    uint32_t safe = below > USUAL_BLOCK ? below : USUAL_BLOCK;
+    uint32_t safe = larger(logical_block_below(image), USUAL_BLOCK);
     void *memory = aligned_alloc(MAX_ALIGN, MAX_ALIGN);
     int r = -ENOTSUP;
 
@@ -133,7 +137,7 @@ static int try_units(struct image *image)
             offset = unit;
         if (reads_direct(image->fd, memory, unit, offset)) {
             image->geometry.align = unit;
-            image->geometry.mem_align = unit > MEMORY_BYTES ? unit : MEMORY_BYTES;
+            image->geometry.mem_align = larger(unit, MEMORY_BYTES);
             r = 0;
         }
     }
@@ -178,7 +182,7 @@ static int ask_ioctls(struct image *image)
         if (ioctl(image->fd, BLKSSZGET, &sector) < 0 || !is_power_of_two(sector))
             return -ENODATA;
         image->geometry.align = sector;
-        image->geometry.mem_align = sector > (int)MEMORY_BYTES ? (uint32_t)sector : MEMORY_BYTES;
+        image->geometry.mem_align = larger(sector, MEMORY_BYTES);
         return 0;
     }
     if (ioctl(image->fd, XFS_DIOINFO, &info) < 0 || !is_power_of_two(info.min_io) ||
@@ -224,7 +228,7 @@ static bool is_rotational(dev_t device)
     return rotational;
 }
 
-static void measure_block_device(struct image *image)
+static void measure_block_device(struct image *image, uint32_t page)
 {
     int sector = SECTOR_BYTES;
     unsigned physical = 0, optimal = 0;
@@ -233,9 +237,16 @@ static void measure_block_device(struct image *image)
     ioctl(image->fd, BLKPBSZGET, &physical);
     ioctl(image->fd, BLKIOOPT, &optimal);
     image->geometry.sector = is_power_of_two(sector) ? (uint32_t)sector : USUAL_BLOCK;
-    image->geometry.granule = image->geometry.sector > image->geometry.align
-                                  ? image->geometry.sector
-                                  : image->geometry.align;
+    /* In the page cache a zero of a part of a page may be undone, before Linux 6.15:
+     *   zero: drops the page from the cache;
+     *   a write beside the zeroed part: reads the page from the device, with the old bytes;
+     *   zero: zeroes its part on the device;
+     *   the write: changes its bytes in the page, and the writeback restores the old bytes.
+     * So only whole pages go to the kernel's calls, and zeros are written into the others: the
+     * kernel lets one write at a time into a page.
+     */
+    image->geometry.granule = larger(image->geometry.sector, image->direct ? 1 : page);
+    image->geometry.granule = larger(image->geometry.granule, image->geometry.align);
     image->geometry.preferred_block = is_power_of_two(optimal)    ? optimal
                                       : is_power_of_two(physical) ? physical
                                                                   : image->geometry.sector;
@@ -257,7 +268,7 @@ static int measure_file(struct image *image, uint32_t page)
      */
     image->geometry.granule = 1;
     if (image->direct) {
-        image->geometry.granule = image->geometry.align > page ? image->geometry.align : page;
+        image->geometry.granule = larger(image->geometry.align, page);
         while (image->geometry.granule < (uint64_t)fs.f_bsize &&
                image->geometry.granule < BOUNCE_MAX)
             image->geometry.granule *= 2;
@@ -271,7 +282,7 @@ int image_probe_geometry(struct image *image, uint32_t page)
     int r = probe_alignment(image);
 
     if (r == 0 && image->key.block)
-        measure_block_device(image);
+        measure_block_device(image, page);
     else if (r == 0)
         r = measure_file(image, page);
     if (r < 0)

@@ -14,8 +14,10 @@ struct geometry {
      */
     uint32_t align;     /* offset and length of direct I/O; 1 unless direct */
     uint32_t mem_align; /* memory of direct I/O; 1 unless direct */
-    uint32_t granule;   /* >= align: what fallocate can take without the page cache */
-    uint32_t sector;    /* unit of BLKZEROOUT and BLKDISCARD */
+    uint32_t granule;   /* >= align: what fallocate(2), BLKZEROOUT and BLKDISCARD take without doing
+                         * harm in the page cache; block device: >= sector
+                         */
+    uint32_t sector;    /* of a block device: its logical block */
     uint32_t preferred_block;
     bool rotational;
 };

@@ -187,15 +187,13 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
     return r;
 }
 
-/* Returns the whole units of the range: [*start, *end).  The end of the disk counts as the end of a
+/* Returns the whole units of the range: [*start, *end).  The end of a file counts as the end of a
  * unit.
  */
 static void whole_units(const struct image *image, uint64_t length, uint64_t offset,
                         uint64_t *start, uint64_t *end)
 {
-    uint64_t unit = image->key.block && image->geometry.granule < image->geometry.sector
-                        ? image->geometry.sector
-                        : image->geometry.granule;
+    uint64_t unit = image->geometry.granule;
 
     *start = align_up(offset, unit);
     *end = offset + length;
