@@ -130,7 +130,7 @@ struct image *image_new(const struct image_source *source, const char *name,
  */
 int image_open(struct image *image, const struct image_options *options, char why[LOG_LINE_SIZE]);
 
-/* Ends the prefetches, stops the room, releases the QEMU locks and closes every descriptor.  No
+/* Ends the prefetches, releases the QEMU locks, stops the room and closes every descriptor.  No
  * request is in flight.  Blocks.
  */
 void image_close(struct image *image);

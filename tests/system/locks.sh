@@ -198,3 +198,16 @@ refuses '"write"' qemu-io -f raw -c 'write 0 512' "$target"
 leave
 end inherited
 qemu_writes 10
+
+say "the lock ends before the threads and the ring of the image do, which may take long"
+nbdkit=(strace -f -qq -o "$dir/trace" -e trace=io_destroy -e "inject=io_destroy:delay_enter=2000000"
+    nbdkit)
+serve slow "$target" cache=none backend=libaio
+connect
+refuses_writers
+leave
+before=$EPOCHREALTIME
+wait_for 10 unlocked
+[ "$(milliseconds_since "$before")" -lt 1000 ] ||
+    fail "the lock was held for $(milliseconds_since "$before") ms after the last client had left"
+end slow
