@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Opening an inode again through /proc/self/fd.  See fd.h.
+/* Opening an inode again through /proc/self/fd, and statx(2) with a fallback.  See fd.h.
  *
- * Runs on the main thread before nbdkit forks, and on nbdkit's threads when an image is opened.
+ * Runs on the main thread before nbdkit forks, and on nbdkit's threads when an image is opened;
+ * fd_statx also on the threads of requests.
  * Never follows a name that somebody else can change: the inode is pinned by the descriptor.
  */
 #include "plugin/disk/fd.h"
@@ -11,6 +12,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define FD_FOLDER "/proc/self/fd"
@@ -56,4 +58,26 @@ int fd_reopen_or_duplicate(int fd, int flags)
             return -errno;
     }
     return new_fd;
+}
+
+int fd_statx(int fd, unsigned mask, struct statx *stx)
+{
+    struct stat st;
+
+    if (statx(fd, "", AT_EMPTY_PATH, mask, stx) == 0)
+        return 0;
+    /* The kernel's own statx(2) of a descriptor never says EPERM. */
+    if (errno != EPERM || fstat(fd, &st) < 0)
+        return -errno;
+    *stx = (struct statx){
+        .stx_mask = STATX_BASIC_STATS,
+        .stx_mode = st.st_mode,
+        .stx_size = st.st_size,
+        .stx_ino = st.st_ino,
+        .stx_dev_major = major(st.st_dev),
+        .stx_dev_minor = minor(st.st_dev),
+        .stx_rdev_major = major(st.st_rdev),
+        .stx_rdev_minor = minor(st.st_rdev),
+    };
+    return 0;
 }

@@ -44,8 +44,9 @@ static int read_key(int fd, struct image_key *key)
 {
     struct statx stx;
 
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &stx) < 0)
-        return -errno;
+    int r = fd_statx(fd, STATX_BASIC_STATS | STATX_BTIME, &stx);
+    if (r < 0)
+        return r;
     *key = (struct image_key){.block = S_ISBLK(stx.stx_mode)};
     if (key->block) {
         key->device = makedev(stx.stx_rdev_major, stx.stx_rdev_minor);
@@ -340,9 +341,8 @@ int64_t image_measure(const struct image *image)
      * read makes the next write store a finer one: the inode becomes dirty again, and each sync has
      * to write the inode (write and flush, depth 16: 0.75 of nbdkit file's rate with fstat).
      */
-    if (statx(image->fd, "", AT_EMPTY_PATH, STATX_SIZE, &stx) < 0)
-        return -errno;
-    return (int64_t)stx.stx_size;
+    int r = fd_statx(image->fd, STATX_SIZE, &stx);
+    return r < 0 ? r : (int64_t)stx.stx_size;
 }
 
 /* The boundary between direct I/O and page cache moves with the size, so no write may be in flight
