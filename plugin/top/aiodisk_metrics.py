@@ -22,9 +22,8 @@ QUEUE_WAIT = "queue_wait_seconds_bucket"
 COUNTERS = ("requests_total", "request_errors_total", "transferred_bytes_total",
             DURATION, QUEUE_WAIT, "thread_create_failures_total")
 GAUGES = ("up", "updated_seconds", "connections", "requests_in_flight", "oldest_request_seconds",
-          "disk_failed", "pool_threads", "pool_queue_length", "bounce_bytes")
+          "disk_failed", "pool_threads", "pool_queue_length", "bounce_bytes", "start_time_seconds")
 NEEDED = tuple(PREFIX + name + end for name in COUNTERS + GAUGES for end in ("{", " "))
-NEEDED += ("process_start_time_seconds ",)
 OF_THE_VIEW = tuple(f'op="{op}"' for op in OPS)
 
 
@@ -71,8 +70,8 @@ def read_text(path):
 
 def parse(text, cache):
     """The series of a file by its lines: (export, key, value).  A key is the name, the labels but
-    export and le, and the bucket's bound.  Lines that the cache of the previous update has are not
-    parsed again: with 500 exports most lines do not change within a second."""
+    export, le and server, and the bucket's bound.  Lines that the cache of the previous update has
+    are not parsed again: with 500 exports most lines do not change within a second."""
     from prometheus_client.parser import text_fd_to_metric_families
     lines = [line for line in text.split("\n") if line.startswith(NEEDED) and not
              (line.startswith(PREFIX + DURATION) and not any(op in line for op in OF_THE_VIEW))]
@@ -82,6 +81,7 @@ def parse(text, cache):
         for family in text_fd_to_metric_families(fresh):
             for name, labels, value in (sample[:3] for sample in family.samples):
                 export, bound = labels.pop("export", None), labels.pop("le", None)
+                labels.pop("server", None)      # metrics-server=NAME; the same in all lines
                 key = (name.removeprefix(PREFIX), tuple(sorted(labels.items())),
                        None if bound is None else float(bound))
                 series.append((export, key, value))
@@ -105,7 +105,7 @@ class Snapshot:
                 group.setdefault(export, {})[key] = value
         self.exports = (self.counters.keys() | self.gauges.keys()) - {None}
         self.updated = self.gauge(None, "updated_seconds")
-        self.started = self.gauge(None, "process_start_time_seconds")
+        self.started = self.gauge(None, "start_time_seconds")
         self.up = self.gauge(None, "up") != 0
         if self.updated is None:
             raise ForeignFile("not a metrics file of aiodisk: has no aiodisk_updated_seconds")
@@ -114,7 +114,7 @@ class Snapshot:
         return self.gauges.get(export, {}).get((name, (), None))
 
     def total(self, name, **labels):
-        """The sum of a gauge over all exports."""
+        """The sum of a gauge over its series, which may have the label export or not."""
         key = name, tuple(sorted(labels.items())), None
         return sum(series.get(key, 0) for series in self.gauges.values())
 

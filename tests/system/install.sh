@@ -42,7 +42,7 @@ for page in "${pods[@]}"; do
 done
 
 say "aiodisk-top at its prefix"
-"$python" "$source_root/tests/lib/metrics.py" disk.prom 1 &
+"$python" "$source_root/tests/lib/fake_metrics.py" disk.prom 1 &
 pids+=($!)
 wait_for 20 test -e disk.prom
 if [ "$(id -u)" = 0 ] && [ "$prefix" != /usr ] &&

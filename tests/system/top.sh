@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # aiodisk-top in a real terminal (tmux) and in scripts: what it shows at 80 and 200 columns and with
 # 500 exports, each key, changes of the terminal's size, servers that are gone, and wrong arguments.
-# tests/lib/metrics.py writes the files, so each figure is known.
+# tests/lib/fake_metrics.py writes the files, so each figure is known.
 . "$(dirname "$0")/../lib/functions.sh"
 for module in rich prometheus_client; do
     "$python" -c "import $module" 2>/dev/null || skip "needs Debian's package of the module $module"
@@ -14,7 +14,7 @@ top=$source_root/plugin/top/aiodisk-top
 
 # server NAME EXPORTS [UPDATES]: NAME.prom is updated each second from now on; sets $writer.
 server() {
-    "$python" "$source_root/tests/lib/metrics.py" "$@" &
+    "$python" "$source_root/tests/lib/fake_metrics.py" "$@" &
     writer=$!
     pids+=("$writer")
     wait_for 20 test -e "$1"
@@ -82,6 +82,27 @@ if [ "$(id -u)" = 0 ]; then
         fail_with err "status $status for a file that may not be read"
     rm secret.prom
 fi
+
+# --- Real servers ---
+
+say "a real server: the rate is fio's"
+truncate -s 16M disk.img
+start server disk.img metrics="$dir/real.prom" metrics-server='a, b'
+fio --name=reads --ioengine=nbd --uri="$uri" --rw=randread --bs=4k --iodepth=4 --rate_iops=1000 \
+    --size=16M --time_based --runtime=20 --output=fio.out &
+pids+=($!)
+has_rates() {
+    "$top" --once --json -d 2 real.prom >json
+    jq -e '.servers[0] | .state == "running" and
+        (.exports[0] | .export == "" and .connections >= 1 and
+        .reads_per_second > 800 and .reads_per_second < 1200 and
+        .read_p50_seconds <= .read_p99_seconds and .read_p99_seconds < 1)' json >/dev/null
+}
+wait_for 15 has_rates
+kill %%
+stop
+"$top" --once --json real.prom | jq -e '.servers[0].state == "ended"' >/dev/null ||
+    fail "the server that ended is not said to have ended"
 
 # --- Terminal ---
 
@@ -210,6 +231,26 @@ key q
 shows '^ended with 0'
 kill "$many_writer"
 
+say "500 exports of a real server"
+mkdir images
+(cd images && truncate -s 1M $(seq -f 'e%g' 500))
+start server dir=images metrics="$dir/real.prom"
+cat >clients.py <<'P'
+import nbd, sys
+for i in range(500):
+    h = nbd.NBD()
+    h.connect_uri(f"nbd+unix:///e{i + 1}?socket={sys.argv[1]}")
+    h.pread(4096, 0)
+    h.shutdown()
+P
+open 200 60 real.prom
+"$python" clients.py "$socket"
+shows '^exports 1-56 of 500'
+fits 200 60
+key q
+shows '^ended with 0'
+stop
+
 say "several servers: one ends, one is killed, one comes later"
 mkdir run
 server run/ends.prom 1 4
@@ -234,7 +275,7 @@ jq -e '.servers[0].state == "gone"' json >/dev/null || fail_with json "state is 
 
 say "hostile and wide names reach the terminal only as text"
 PYTHONPATH=$source_root/tests/lib "$python" - <<'P'
-import metrics, time
+import fake_metrics as metrics, time
 s = metrics.Server("names.prom", time.time())
 for name in ["\x1b[31mred\x1b]0;title\x07", "世界" * 20, "[bold]markup[/bold]", "a\nb", ""]:
     s.set("connections", 1, export=name)

@@ -24,7 +24,7 @@ except ModuleNotFoundError:
     print("skipped: needs Debian's package python3-prometheus-client")
     sys.exit(77)
 import aiodisk_metrics
-import metrics
+import fake_metrics as metrics
 
 loader = importlib.machinery.SourceFileLoader("top", SOURCE + "/plugin/top/aiodisk-top")
 top = importlib.util.module_from_spec(importlib.util.spec_from_loader("top", loader))
@@ -211,14 +211,25 @@ class File(unittest.TestCase):
         self.update(1)
         self.assertEqual(self.server.state(), "running")        # it is back
 
-    def test_pool_sums(self):
-        for export in "e", "f":
-            self.file.set("pool_threads", 2, export=export, state="busy")
-            self.file.set("pool_queue_length", 3, export=export, lane="slow")
+    def test_pool(self):
+        self.file.set("pool_threads", 4, state="busy")
+        self.file.set("pool_queue_length", 6, lane="slow")
+        self.file.add("thread_create_failures_total", 2)
         self.update()
         pool = self.server.pool()
-        self.assertEqual([pool[name] for name in ("threads_busy", "queued_slow", "queued_fast")],
-                         [4, 6, 0])
+        self.assertEqual([pool[name] for name in ("threads_busy", "queued_slow", "queued_fast",
+                                                  "thread_create_failures")], [4, 6, 0, 2])
+
+    def test_server_label(self):
+        """With metrics-server=NAME each line has one more label."""
+        with open(self.file.path, "w", encoding="utf-8") as file:
+            file.write(f'aiodisk_updated_seconds{{server="a,b"}} {self.now}\n'
+                       'aiodisk_up{server="a,b"} 1\n'
+                       'aiodisk_connections{export="e",server="a,b"} 3\n'
+                       'aiodisk_pool_threads{state="busy",server="a,b"} 5\n')
+        self.server.refresh()
+        self.assertEqual(self.server.state(), "running")
+        self.assertEqual((self.row()["connections"], self.server.pool()["threads_busy"]), (3, 5))
 
     def test_damaged(self):
         for text, message in [

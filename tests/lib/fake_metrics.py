@@ -3,7 +3,7 @@
 display only, where each figure must be known exactly.  Whether a real server's file is right is
 the matter of other tests.
 
-    metrics.py FILE EXPORTS [UPDATES]
+    fake_metrics.py FILE EXPORTS [UPDATES]
 
 updates FILE each second with the load of default_load(), and says at the end that the server ended.
 """
@@ -60,7 +60,7 @@ class Server:
         lines = [f"{key} {value}" for part in (self.counters, self.gauges)
                  for key, value in part.items()]
         lines += [f"aiodisk_up {up}", f"aiodisk_updated_seconds {updated:.6f}",
-                  f"process_start_time_seconds {self.started:.2f}",
+                  f"aiodisk_start_time_seconds {self.started:.2f}",
                   'aiodisk_build_info{version="0.1.0"} 1']
         with open(self.path + ".new", "w", encoding="utf-8") as file:
             file.write("# HELP aiodisk_up Whether the server runs.\n# TYPE aiodisk_up gauge\n")
@@ -84,10 +84,10 @@ def default_load(server, seconds, exports):
         server.set("requests_in_flight", 16 if i == 0 else 0, export=export)
         server.set("oldest_request_seconds", 0.25 if i == 0 else 0, export=export)
         server.set("disk_failed", 1 if i == 3 else 0, export=export)
-        server.set("pool_threads", 3, export=export, state="busy")
-        server.set("pool_threads", 1, export=export, state="idle")
-        server.set("pool_queue_length", 2, export=export, lane="fast")
-        server.set("pool_queue_length", 0, export=export, lane="slow")
+    server.set("pool_threads", 3 * exports, state="busy")
+    server.set("pool_threads", exports, state="idle")
+    server.set("pool_queue_length", 2 * exports, lane="fast")
+    server.set("pool_queue_length", 0, lane="slow")
     server.set("bounce_bytes", 3 << 20)
 
 
