@@ -72,19 +72,5 @@ def names(path, *wanted):
     expect("exports", sorted(got), sorted(wanted))
 
 
-def percentile(path, fio_file):
-    """The p99 of reads lies in the bucket of fio's p99 or in one beside it."""
-    with open(fio_file, encoding="ascii") as f:
-        p99 = json.load(f)["jobs"][0]["read"]["clat_ns"]["percentile"]["99.000000"] / 1e9
-    buckets = sorted((float(l["le"]), v) for n, l, v in read(path)
-                     if n == "request_duration_seconds_bucket" and l["op"] == "read")
-    count = buckets[-1][1]
-    ours = next(i for i, (_, v) in enumerate(buckets) if v >= 0.99 * count)
-    theirs = next(i for i, (bound, _) in enumerate(buckets) if p99 <= bound)
-    print(f"p99: {buckets[ours][0]} s, fio {p99} s")
-    if abs(ours - theirs) > 1:
-        sys.exit(f"p99: at most {buckets[ours][0]} s, but fio saw {p99} s")
-
-
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])
