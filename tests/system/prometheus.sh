@@ -1,15 +1,18 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# The metrics in a real Prometheus, which scrapes node_exporter, which reads the metrics files of two
-# servers.  The image of one server takes 20 ms for each read and 70 ms for each write, and the p99
-# that Prometheus calculates is fio's, within one bucket.
+# The metrics in a real Prometheus, which scrapes node_exporter, which reads the metrics files of
+# two servers.  The image of one server takes 20 ms for each read and 70 ms for each write, and the
+# p99 that Prometheus calculates is fio's, within one bucket.
 # prometheus.sh PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 need_root "a FUSE mount"
 [ -e /dev/fuse ] || skip "no /dev/fuse"
 
 free_port() {
-    "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    "$python" -c 'import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])'
 }
 mkdir "$dir/text" "$dir/db"
 truncate -s 16M "$dir/fast.img"
