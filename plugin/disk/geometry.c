@@ -244,8 +244,12 @@ static void measure_block_device(struct image *image, uint32_t page)
      *   the write: changes its bytes in the page, and the writeback restores the old bytes.
      * So only whole pages go to the kernel's calls, and zeros are written into the others: the
      * kernel lets one write at a time into a page.
+     *
+     * With O_DIRECT, a device of larger sectors may end in a part of a sector, which goes through
+     * the page cache, as the tail of a file does.
      */
-    image->geometry.granule = larger(image->geometry.sector, image->direct ? 1 : page);
+    bool caches = !image->direct || image->geometry.sector > SECTOR_BYTES;
+    image->geometry.granule = larger(image->geometry.sector, caches ? page : 1);
     image->geometry.granule = larger(image->geometry.granule, image->geometry.align);
     image->geometry.preferred_block = is_power_of_two(optimal)    ? optimal
                                       : is_power_of_two(physical) ? physical

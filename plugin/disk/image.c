@@ -139,6 +139,89 @@ void image_close_source(struct image_source *source)
     close(source->fd);
 }
 
+/* --- Size --- */
+
+int64_t image_measure(const struct image *image)
+{
+    uint64_t bytes;
+    struct statx stx;
+
+    if (image->key.block)
+        return ioctl(image->fd, BLKGETSIZE64, &bytes) < 0 ? -errno : (int64_t)bytes;
+    /* Asks for the size alone.  fstat(2) also reads the times, and since Linux 6.13 a time that was
+     * read makes the next write store a finer one: the inode becomes dirty again, and each sync has
+     * to write the inode (write and flush, depth 16: 0.75 of nbdkit file's rate with fstat).
+     */
+    int r = fd_statx(image->fd, STATX_SIZE, &stx);
+    return r < 0 ? r : (int64_t)stx.stx_size;
+}
+
+/* Says that the end of a disk is left out: once for each disk and size in a row, because an image
+ * is opened anew when a client comes after the last one has left.
+ */
+static void warn_of_tail(const struct image *image, uint64_t size, uint64_t served)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct image_key warned;
+    static uint64_t warned_size; /* both under lock */
+
+    pthread_mutex_lock(&lock);
+    bool is_known = image_key_equal(&warned, &image->key) && warned_size == size;
+    warned = image->key;
+    warned_size = size;
+    pthread_mutex_unlock(&lock);
+    if (!is_known)
+        log_warning("%s: the last %llu of %llu bytes cannot be read, because they are less than "
+                    "one of the device's blocks of %u bytes: %llu bytes are served",
+                    image->name, (unsigned long long)(size - served), (unsigned long long)size,
+                    image->geometry.sector, (unsigned long long)served);
+}
+
+/* How many of the disk's `size` bytes are served: all, but for a block device that ends in a part
+ * of a logical block.  O_DIRECT cannot reach that part.
+ *
+ * Where the page cache can read the part, it is served, with cache=none too: through the page
+ * cache, as the tail of a file.  nbdkit's file plugin serves it there, and a user who changes from
+ * that plugin, or from one cache= to the other, must not lose bytes of the disk.
+ *
+ * Where the page cache cannot read it (EIO, seen on Linux 6.18), the file plugin serves it all the
+ * same, and every copy of the disk fails at its end.  No program can have stored anything there on
+ * such a kernel, so the part is left out.
+ */
+static uint64_t served_size(const struct image *image, uint64_t size)
+{
+    uint64_t served = align_down(size, image->geometry.sector);
+    char last;
+
+    if (!image->key.block || served == size)
+        return size;
+    if (pread(image->buffered_fd, &last, 1, size - 1) == 1)
+        return size;
+    warn_of_tail(image, size, served);
+    return served;
+}
+
+/* The boundary between direct I/O and page cache moves with the size, so no write may be in flight
+ * while a direct image's size changes.
+ */
+void image_follow_size(struct image *image)
+{
+    struct range everything = {.start = 0, .end = UINT64_MAX, .exclusive = true};
+
+    pthread_mutex_lock(&image->size_lock);
+    int64_t size = image_measure(image);
+    if (size >= 0 && (uint64_t)size != image->measured) {
+        image->measured = size;
+        uint64_t served = served_size(image, size);
+        if (image->direct)
+            range_acquire(&image->ranges, &everything);
+        atomic_store(&image->size, served);
+        if (image->direct)
+            range_release(&image->ranges, &everything);
+    }
+    pthread_mutex_unlock(&image->size_lock);
+}
+
 /* --- Opening the image --- */
 
 /* Warns once for each filesystem in a row: the images of a directory are opened again and again. */
@@ -219,9 +302,7 @@ static int open_room(struct image *image, const struct room_config *wanted, char
     return r;
 }
 
-/* Says why the disk is served read-only: once for each disk in a row, because an image is opened
- * anew when a client comes after the last one has left.
- */
+/* Says why the disk is served read-only: once for each disk in a row, as warn_of_tail. */
 static void warn_of_readonly(const struct image *image)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -258,7 +339,8 @@ int image_open(struct image *image, const struct image_options *options, char wh
     int64_t size = image_measure(image);
     if (size < 0)
         return fail(why, image->name, "its size cannot be read", size);
-    atomic_store(&image->size, size);
+    image->measured = size;
+    atomic_store(&image->size, served_size(image, size));
     r = image_lock(image, options->locking, why);
     if (r < 0)
         return r;
@@ -326,42 +408,6 @@ void image_free(struct image *image)
     pthread_mutex_destroy(&image->size_lock);
     free(image->name);
     free(image);
-}
-
-/* --- Size --- */
-
-int64_t image_measure(const struct image *image)
-{
-    uint64_t bytes;
-    struct statx stx;
-
-    if (image->key.block)
-        return ioctl(image->fd, BLKGETSIZE64, &bytes) < 0 ? -errno : (int64_t)bytes;
-    /* Asks for the size alone.  fstat(2) also reads the times, and since Linux 6.13 a time that was
-     * read makes the next write store a finer one: the inode becomes dirty again, and each sync has
-     * to write the inode (write and flush, depth 16: 0.75 of nbdkit file's rate with fstat).
-     */
-    int r = fd_statx(image->fd, STATX_SIZE, &stx);
-    return r < 0 ? r : (int64_t)stx.stx_size;
-}
-
-/* The boundary between direct I/O and page cache moves with the size, so no write may be in flight
- * while a direct image's size changes.
- */
-void image_follow_size(struct image *image)
-{
-    struct range everything = {.start = 0, .end = UINT64_MAX, .exclusive = true};
-
-    pthread_mutex_lock(&image->size_lock);
-    int64_t size = image_measure(image);
-    if (size >= 0 && (uint64_t)size != atomic_load(&image->size)) {
-        if (image->direct)
-            range_acquire(&image->ranges, &everything);
-        atomic_store(&image->size, size);
-        if (image->direct)
-            range_release(&image->ranges, &everything);
-    }
-    pthread_mutex_unlock(&image->size_lock);
 }
 
 /* --- Requests --- */

@@ -82,8 +82,9 @@ struct image {
      * Taken before the range lock.
      */
     pthread_mutex_t size_lock;
-    /* Bytes.  Read by any thread.  Stored under size_lock when a client connects; if direct, also
-     * under the range lock for the whole image.
+    uint64_t measured; /* bytes: what image_measure said last; set by image_open, under size_lock */
+    /* Bytes that are served.  Read by any thread.  Stored under size_lock when a client connects;
+     * if direct, also under the range lock for the whole image.
      */
     _Atomic uint64_t size;
 };
@@ -143,7 +144,9 @@ void image_follow_size(struct image *image);
 
 /* --- For the other files of this folder --- */
 
-/* Returns the disk's size in bytes as it is now, or -errno.  Any thread; blocks. */
+/* Returns the disk's size in bytes as it is now, or -errno.  image->size may be less: an end that
+ * cannot be read is not served.  Any thread; blocks.
+ */
 int64_t image_measure(const struct image *image);
 
 /* Must be called before anything is written up to `end` (bytes).  Returns -ENOSPC if the file has

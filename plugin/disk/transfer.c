@@ -6,8 +6,9 @@
  * block that is written in part is read, modified and written back under the range lock.
  *
  * A file whose size is no multiple of the block has a tail that direct I/O cannot write without
- * making the file longer.  The tail always goes through the page cache, and in whole pages
- * (geometry.granule): a page that both ways used could be written back with old bytes.
+ * making the file longer; a block device may have one too (served_size in image.c).  The tail
+ * always goes through the page cache, and in whole pages (geometry.granule): a page that both ways
+ * used could be written back with old bytes.
  *
  * Runs on the threads of requests.  Never copies from a bounce buffer before a read has filled it.
  */
