@@ -47,10 +47,15 @@ for sector in 512 4096; do
     for file in data few-bytes late-data; do
         expect "direct=1 align=$sector " "$mnt/$file" none 4096 no-dioalign
     done
+    expect "direct=1 align=4096 " "$mnt/sparse" none 4096 no-dioalign no-holes
+    expect "direct=1 align=$sector " "$mnt/data" none 4096 no-dioalign no-holes
     expect "direct=1 align=$sector " "$mnt/sparse" none 4096
     expect "direct=1 align=4096 write=direct" "$mnt/sparse" none 4096 no-dioalign write=5000
     expect "direct=1 align=$sector sector=$sector" "$loop" none 4096 no-dioalign
+    expect "align=1 granule=65536 sector=$sector" "$loop" default 65536
 done
+# Only a device of larger sectors may have a tail, which goes through the page cache.
+expect "align=4096 granule=65536 " "$loop" none 65536
 
 # What lies in the last page of a file that ends inside a block goes through the page cache, for
 # the page is written back as a whole.
@@ -62,3 +67,4 @@ expect "align=512 granule=4096 write=cached" "$mnt/disk" none 4096 write=$(((128
 expect "align=512 granule=65536 write=cached" "$mnt/disk" none 65536 write=$((128 << 10))
 expect "align=512 granule=65536 write=direct" "$mnt/disk" none 65536 write=$(((128 << 10) - 512))
 expect "align=1 granule=1 write=cached" "$mnt/disk" default 65536 write=0
+expect "align=512 granule=512 " "$loop" none 65536

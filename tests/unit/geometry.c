@@ -2,11 +2,12 @@
 /* Opens an image and prints the units that the plugin found.  system/geometry.sh makes the disks,
  * runs this program on each and knows what is right.
  *
- *   test-geometry FILE default|none PAGE-BYTES [no-dioalign] [write=OFFSET]
+ *   test-geometry FILE default|none PAGE-BYTES [no-dioalign] [no-holes] [write=OFFSET]
  *
- * The page cache is taken to have pages of PAGE-BYTES, and with "no-dioalign" statx(2) gives no
- * answer about direct I/O, as before Linux 6.1.  With "write" the program writes 512 bytes, and
- * prints whether they went to a descriptor with O_DIRECT or through the page cache.
+ * The page cache is taken to have pages of PAGE-BYTES.  With "no-dioalign" statx(2) gives no answer
+ * about direct I/O, as before Linux 6.1.  With "no-holes" lseek(2) reports files as data, as on
+ * filesystems without SEEK_HOLE.  With "write" the program writes 512 bytes, and prints whether
+ * they went to a descriptor with O_DIRECT or through the page cache.
  */
 #include <fcntl.h>
 #include <stdarg.h>
@@ -21,7 +22,7 @@
 #include "plugin/disk/image.h"
 
 static long page_bytes;
-static bool no_dioalign;
+static bool no_dioalign, no_holes;
 static const char *way = "none"; /* how the last write went */
 
 /* --- The functions that the program wraps --- */
@@ -44,6 +45,17 @@ int __wrap_statx(int fd, const char *path, int flags, unsigned mask, struct stat
         stx->stx_mask &= ~STATX_DIOALIGN;
 #endif
     return r;
+}
+
+off_t __real_lseek64(int fd, off_t offset, int whence);
+off_t __wrap_lseek64(int fd, off_t offset, int whence);
+off_t __wrap_lseek64(int fd, off_t offset, int whence)
+{
+    if (no_holes && whence == SEEK_DATA)
+        return offset;
+    if (no_holes && whence == SEEK_HOLE)
+        whence = SEEK_END, offset = 0;
+    return __real_lseek64(fd, offset, whence);
 }
 
 ssize_t __real_pwritev64(int fd, const struct iovec *iov, int count, off_t offset);
@@ -88,6 +100,8 @@ int main(int argc, char **argv)
     for (int i = 4; i < argc; i++) {
         if (strcmp(argv[i], "no-dioalign") == 0)
             no_dioalign = true;
+        else if (strcmp(argv[i], "no-holes") == 0)
+            no_holes = true;
         else if (strncmp(argv[i], "write=", 6) == 0)
             write_at = argv[i] + 6;
     }
