@@ -25,14 +25,9 @@
 
 #include "plugin/config.h"
 #include "plugin/disk/bounce.h"
-#include "plugin/disk/extents.h"
-#include "plugin/disk/flush.h"
 #include "plugin/disk/health.h"
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/image.h"
-#include "plugin/disk/prefetch.h"
-#include "plugin/disk/transfer.h"
-#include "plugin/disk/zero.h"
 #include "plugin/exports.h"
 #include "plugin/log.h"
 #include "plugin/recheck.h"
@@ -134,8 +129,8 @@ static void aiodisk_close(void *handle)
 
     connection_remove(c);
     if (c->calls.figures)
-        figures_note_image(c->calls.figures, c->image);
-    image_put(c->image);
+        figures_note_disk(c->calls.figures, c->disk);
+    c->disk->ops->put(c->disk);
     call_list_free(&c->calls);
     free(c);
 }
@@ -215,13 +210,14 @@ static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE]
     /* With file= and fd= there is one export, whatever name a client asks for. */
     struct figures *figures = config.metrics ? figures_get(config.directory ? name : "") : NULL;
     options.tally = figures ? figures->tally : NULL;
-    int r =
-        config.metrics && !figures ? -ENOMEM : image_get(path_fd, name, &options, &c->image, why);
+    struct image *image;
+    int r = config.metrics && !figures ? -ENOMEM : image_get(path_fd, name, &options, &image, why);
     if (path_fd != config.fd)
         close(path_fd);
     if (r == 0) {
-        call_list_init(&c->calls, c->image->name, figures);
-        c->image_figures = figures_of_tally(c->image->tally);
+        c->disk = &image->disk;
+        call_list_init(&c->calls, c->disk->name, figures);
+        c->image_figures = figures_of_tally(c->disk->tally);
     }
     return r;
 }
@@ -238,29 +234,31 @@ static void *aiodisk_open(int readonly)
     }
     if (c->calls.figures) {
         tally_add(c->calls.figures->tally, FIGURES_CONNECTIONS, 1);
-        figures_note_image(c->calls.figures, c->image);
+        figures_note_disk(c->calls.figures, c->disk);
     }
     connection_add(c);
     return c;
 }
 
-static struct image *image_of(void *handle)
+static struct disk *disk_of(void *handle)
 {
-    return ((struct connection *)handle)->image;
+    return ((struct connection *)handle)->disk;
 }
 
 static const char *aiodisk_export_description(void *handle)
 {
-    const struct image *image = image_of(handle);
+    const struct disk *disk = disk_of(handle);
 
-    return nbdkit_printf_intern("%s, %llu bytes%s", image->key.block ? "block device" : "file",
-                                (unsigned long long)atomic_load(&image->size),
-                                image->readonly ? ", read-only" : "");
+    return nbdkit_printf_intern("%s, %llu bytes%s", disk->kind,
+                                (unsigned long long)disk->ops->size(disk),
+                                disk->readonly ? ", read-only" : "");
 }
 
 static int64_t aiodisk_get_size(void *handle)
 {
-    return atomic_load(&image_of(handle)->size);
+    const struct disk *disk = disk_of(handle);
+
+    return disk->ops->size(disk);
 }
 
 static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferred,
@@ -270,14 +268,14 @@ static int aiodisk_block_size(void *handle, uint32_t *minimum, uint32_t *preferr
      * libnbd returns an error and qemu-img asserts.
      */
     *minimum = 1;
-    *preferred = image_of(handle)->geometry.preferred_block;
-    *maximum = IMAGE_MAX_REQUEST;
+    *preferred = disk_of(handle)->preferred_block;
+    *maximum = DISK_MAX_REQUEST;
     return 0;
 }
 
 static int can_write(void *handle)
 {
-    return !image_of(handle)->readonly;
+    return !disk_of(handle)->readonly;
 }
 
 static int can_always(void *handle)
@@ -287,7 +285,7 @@ static int can_always(void *handle)
 
 static int is_rotational(void *handle)
 {
-    return image_of(handle)->geometry.rotational;
+    return disk_of(handle)->rotational;
 }
 
 static int can_fua(void *handle)
@@ -307,7 +305,7 @@ static struct call *enter(void *handle, enum client_op op, uint64_t length, uint
 {
     struct connection *c = handle;
 
-    thread_policy_enter(c->image->direct     ? LOAD_DIRECT
+    thread_policy_enter(c->disk->direct      ? LOAD_DIRECT
                         : op == CLIENT_WRITE ? LOAD_CACHED_WRITE
                                              : LOAD_CACHED);
     return call_begin(&c->calls, op, length, offset);
@@ -363,43 +361,47 @@ static int answer(struct call *call, const char *operation, int r)
 
 static int aiodisk_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_READ, count, offset);
 
-    return answer(call, "read", image_read(image_of(handle), buf, count, offset));
+    return answer(call, "read", disk->ops->read(disk, buf, count, offset));
 }
 
 static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset,
                           uint32_t flags)
 {
+    struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_WRITE, count, offset);
-    int r = image_write(image_of(handle), buf, count, offset, flags & NBDKIT_FLAG_FUA);
+    int r = disk->ops->write(disk, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
     return answer(call, "write", r);
 }
 
 static int aiodisk_flush(void *handle, uint32_t flags)
 {
-    struct image *image = image_of(handle);
-    struct call *call = enter(handle, CLIENT_FLUSH, atomic_load(&image->size), 0);
+    struct disk *disk = disk_of(handle);
+    struct call *call = enter(handle, CLIENT_FLUSH, disk->ops->size(disk), 0);
 
-    return answer(call, "flush", image_flush(image));
+    return answer(call, "flush", disk->ops->flush(disk));
 }
 
 static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_TRIM, count, offset);
-    int r = image_trim(image_of(handle), count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
+    int r = disk->ops->trim(disk, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
     return answer(call, "trim", r);
 }
 
 static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_ZERO, count, offset);
-    int r = image_zero(image_of(handle), count, offset,
-                       (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
-                           (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
-                           (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
+    int r = disk->ops->zero(disk, count, offset,
+                            (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
+                                (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
+                                (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
 
     return answer(call, flags & NBDKIT_FLAG_FAST_ZERO ? FAST_ZERO : "zero", r);
 }
@@ -414,18 +416,20 @@ static int add_extent(void *opaque, const struct extent *extent)
 static int aiodisk_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
                            struct nbdkit_extents *extents)
 {
+    struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_EXTENTS, count, offset);
-    int r = image_extents(image_of(handle), count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent,
-                          extents);
+    int r =
+        disk->ops->extents(disk, count, offset, flags & NBDKIT_FLAG_REQ_ONE, add_extent, extents);
 
     return answer(call, "extents", r);
 }
 
 static int aiodisk_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+    struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_CACHE, count, offset);
 
-    image_prefetch(image_of(handle), count, offset);
+    disk->ops->prefetch(disk, count, offset);
     return answer(call, "cache", 0);
 }
 

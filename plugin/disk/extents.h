@@ -7,15 +7,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "plugin/disk/disk.h"
+
 struct image;
 
 struct extents_state {
     atomic_bool no_seek; /* any thread, relaxed: SEEK_DATA does not work on this image */
-};
-
-struct extent {
-    uint64_t offset, length; /* bytes */
-    bool hole;               /* reads as zeros; otherwise the extent may hold anything */
 };
 
 /* Calls add(opaque, extent) for consecutive extents from `offset` on, until `length` bytes are

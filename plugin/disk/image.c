@@ -351,6 +351,7 @@ int image_open(struct image *image, const struct image_options *options, char wh
     if (r < 0)
         return r;
     transfer_init(image, options->room->helping);
+    image_fill_disk(image);
     warn_of_readonly(image);
     log_opened(image);
     return 0;

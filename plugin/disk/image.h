@@ -19,6 +19,7 @@
 #include "backends/room.h"
 #include "plugin/disk/bounce.h"
 #include "plugin/disk/disk-tally.h"
+#include "plugin/disk/disk.h"
 #include "plugin/disk/extents.h"
 #include "plugin/disk/flush.h"
 #include "plugin/disk/geometry.h"
@@ -28,9 +29,6 @@
 #include "plugin/disk/range-lock.h"
 #include "plugin/disk/transfer.h"
 #include "plugin/disk/zero.h"
-
-/* The largest request that carries data, in bytes.  nbdkit advertises and enforces it. */
-#define IMAGE_MAX_REQUEST (64u << 20)
 
 /* Identifies a disk.  Two descriptors with equal keys refer to the same disk, and a file that gets
  * the inode of a deleted one has another key.
@@ -51,6 +49,8 @@ struct image_entry {
 };
 
 struct image {
+    struct disk disk; /* what the layers above see; set by image_open */
+
     /* Set once by image_new and image_open, before other threads see the image; read by any
      * thread.
      */
@@ -143,6 +143,9 @@ void image_free(struct image *image);
 void image_follow_size(struct image *image);
 
 /* --- For the other files of this folder --- */
+
+/* Fills in image->disk from the other fields (image-disk.c).  Called by image_open. */
+void image_fill_disk(struct image *image);
 
 /* Returns the disk's size in bytes as it is now, or -errno.  image->size may be less: an end that
  * cannot be read is not served.  Any thread; blocks.

@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "plugin/disk/disk.h"
+
 struct image;
 
 /* What is known of a method to zero or discard: found out by trying, then remembered. */
@@ -29,15 +31,6 @@ struct zero_state {
     struct method allocate;
     struct method zeroout;
     struct method discard;
-};
-
-enum zero_flags {
-    ZERO_MAY_TRIM = 1 << 0, /* a hole is as good as zeros */
-    /* Only if nobody has to write zeros, neither this plugin nor the kernel: otherwise -EOPNOTSUPP,
-     * and no byte is changed.
-     */
-    ZERO_FAST = 1 << 1,
-    ZERO_FUA = 1 << 2, /* durable when it returns 0 */
 };
 
 void zero_init(struct zero_state *state);

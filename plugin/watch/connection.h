@@ -10,8 +10,8 @@
 
 struct connection {
     /* Set once by nbdkit's thread in .open, before connection_add. */
-    struct image *image;           /* holds a reference */
-    struct figures *image_figures; /* those that the image counts into, or NULL */
+    struct disk *disk;             /* holds a reference */
+    struct figures *image_figures; /* those that the disk counts into, or NULL */
     struct call_list calls;
 
     /* Under the lock of connection.c. */

@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/disk/disk.h"
 #include "plugin/disk/health.h"
-#include "plugin/disk/image.h"
 
 const struct figures_error figures_errors[FIGURES_ERRORS] = {
     {EIO, "EIO"},
@@ -154,12 +154,12 @@ struct figures *figures_of_tally(const struct tally *tally)
     return f;
 }
 
-void figures_note_image(struct figures *figures, const struct image *image)
+void figures_note_disk(struct figures *figures, const struct disk *disk)
 {
-    atomic_store(&figures->backend, image->room.backend->ops->name);
-    atomic_store(&figures->direct, image->direct);
-    atomic_store(&figures->failed, image_health(image) < 0);
-    atomic_store(&figures->size, atomic_load(&image->size));
+    atomic_store(&figures->backend, disk->backend);
+    atomic_store(&figures->direct, disk->direct);
+    atomic_store(&figures->failed, disk->ops->health(disk) < 0);
+    atomic_store(&figures->size, disk->ops->size(disk));
 }
 
 struct figures *figures_first(void)

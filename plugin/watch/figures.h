@@ -16,7 +16,7 @@
 
 #include "plugin/disk/disk-tally.h"
 
-struct image;
+struct disk;
 
 /* How many exports have figures of their own.  All others share one, under the name
  * FIGURES_OTHERS, which no export has, because the name of a directory entry has no slash.
@@ -72,8 +72,8 @@ struct figures *figures_get(const char *export_name);
 /* The figures with this tally, or NULL.  Any thread; does not block. */
 struct figures *figures_of_tally(const struct tally *tally);
 
-/* Stores what is known of the image: size, health, backend.  Any thread; does not block. */
-void figures_note_image(struct figures *figures, const struct image *image);
+/* Stores what is known of the disk: size, health, backend.  Any thread; does not block. */
+void figures_note_disk(struct figures *figures, const struct disk *disk);
 
 /* All figures, the oldest first.  Figures that are added meanwhile may be missing.  Any thread. */
 struct figures *figures_first(void);

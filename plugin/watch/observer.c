@@ -11,7 +11,7 @@
 #include <signal.h>
 #include <stdbool.h>
 
-#include "plugin/disk/image.h"
+#include "plugin/disk/disk.h"
 #include "plugin/disk/log.h"
 #include "plugin/watch/connection.h"
 #include "plugin/watch/metrics-file.h"
@@ -90,8 +90,8 @@ static void look(void *opaque, struct connection *connection)
     if (!of_image)
         return;
     connection->calls.figures->connections++;
-    figures_note_image(connection->calls.figures, connection->image);
-    pool_read_counters(connection->image->room.pool, &of_image->pool);
+    figures_note_disk(connection->calls.figures, connection->disk);
+    connection->disk->ops->read_pool(connection->disk, &of_image->pool);
 }
 
 static void look_around(void)
