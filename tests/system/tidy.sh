@@ -40,7 +40,7 @@ text=() sources=() c=() program=() scripts=() python=()
 for file in "${files[@]}"; do
     [ -f "$file" ] || continue
     case $file in
-    *.[ch] | *.sh | *.py | serve | check | .ci/* | fio-jobs/compare | */aiodisk-top)
+    *.[ch] | *.sh | *.py | *.pml | *.bt | serve | check | .ci/* | fio-jobs/compare | */aiodisk-top)
         sources+=("$file")
         text+=("$file")
         ;;
@@ -74,7 +74,7 @@ for folder in . pool backends plugin tests fio-jobs; do
 done
 for file in "${files[@]}"; do
     case $file in
-    tests/*/*.[ch] | tests/*/*.sh | tests/*/*.py)
+    tests/*/*.[ch] | tests/*/*.sh | tests/*/*.py | tests/*/*.pml)
         grep -qF "${file##*/}" tests/README.md || complain "tests/README.md does not list $file"
         ;;
     esac
