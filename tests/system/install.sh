@@ -19,7 +19,18 @@ say "DESTDIR"
 DESTDIR=$dir/root meson install -C "$AIODISK_BUILD" --no-rebuild >install.log 2>&1 ||
     fail_with install.log "meson install"
 find root -type f -printf '/%P %m\n' | sort >found
-sort >expected <<T
+units=$(pkg-config --variable=systemdsystemunitdir systemd) || units=''
+users=$(pkg-config --variable=sysusersdir systemd) || users=''
+if [ "$(option systemd)" = disabled ] || [ -z "$units" ]; then
+    service=''
+else
+    service="$units/aiodisk@.service 644
+$units/aiodisk@.socket 644
+$users/aiodisk.conf 644
+$prefix/share/doc/aiodisk/example.conf 644"
+fi
+grep . <<T | sort >expected
+$service
 $plugins/libnbdkit-corked.so 755
 $plugins/nbdkit-aiodisk-plugin.so 755
 $prefix/bin/aiodisk-top 755

@@ -44,7 +44,7 @@ for file in "${files[@]}"; do
         sources+=("$file")
         text+=("$file")
         ;;
-    *.build | *.fio | *.pod | *.md | meson_options.txt) text+=("$file") ;;
+    *.build | *.fio | *.pod | *.md | meson_options.txt | plugin/service/*) text+=("$file") ;;
     esac
     case $file in *.[ch]) c+=("$file") ;; esac
     case $file in pool/*.[ch] | backends/*.[ch] | plugin/*.[ch]) program+=("$file") ;; esac
