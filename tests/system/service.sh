@@ -82,7 +82,8 @@ wait_for 20 inside systemctl is-active -q test.target 2>/dev/null
 
 say "systemd-sysusers makes the user"
 mkdir run/files
-cp "$source_root"/plugin/service/{aiodisk.sysusers,example.conf} "$plugin" "$AIODISK_CORKED" run/files
+cp "$source_root"/plugin/service/{aiodisk.sysusers,example.conf} run/files
+cp "$plugin" "$AIODISK_CORKED" run/files
 inside systemd-sysusers /run/files/aiodisk.sysusers || fail "systemd-sysusers"
 inside id aiodisk
 user=$(inside id -u aiodisk)
