@@ -130,6 +130,7 @@ static void *observe(void *opaque)
 {
     uint64_t next = tally_now(), next_metrics = next;
 
+    pthread_setname_np(pthread_self(), "aiodisk-watch");
     do {
         uint64_t now = tally_now();
         look_around();
