@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 
-from measure import CACHE, CELLS, Failed, OURS, PEERS, cell_of, describe, say, short, unit_of
+from measure import (CACHE, CEILING, CELLS, Failed, OURS, PEERS, cell_of, describe, say, short,
+                     unit_of)
 
 COLUMNS = {  # per request, except the last two
     "server_cpu_us": "server us", "client_cpu_us": "client us", "server_switches": "server cs",
@@ -41,9 +42,16 @@ def summarise(key, measurements):
     best = max((name for name in names if name in PEERS), default=None,
                key=lambda name: servers[name]["rate"]["median"])
     for name in names:
-        if best and name in OURS:
-            # Rows are in the order of the rounds, so zip pairs measurements of the same round.
+        if name not in OURS:
+            continue
+        # Rows are in the order of the rounds, so zip pairs measurements of the same round.
+        if best:
             servers[name]["ratio"] = spread([a / b for a, b in zip(rates[name], rates[best])])
+            servers[name]["p99_ratio"] = servers[name]["p99_us"] / min(
+                servers[peer]["p99_us"] for peer in names if peer in PEERS)
+        if CEILING in rates:
+            servers[name]["of_ceiling"] = spread(
+                [a / b for a, b in zip(rates[name], rates[CEILING])])
     return {"what": describe(cell_of(key)), "best_peer": best, "servers": servers}
 
 
@@ -51,7 +59,7 @@ def print_cell(key, summary):
     unit, shown = unit_of(cell_of(key))
     print(f"\n{key}: {summary['what']}")
     print(f"  {'server':18}{unit:>8}{'(min-max)':>18}{'ratio (min-max)':>18}",
-          *(f"{title:>9}" for title in COLUMNS.values()))
+          *(f"{title:>9}" for title in COLUMNS.values()), f"{'p99 x':>9}{'of null':>9}")
     for name, row in summary["servers"].items():
         middle = shown(row["rate"]["median"])
         low, high = sorted((shown(row["rate"]["min"]), shown(row["rate"]["max"])))
@@ -59,7 +67,9 @@ def print_cell(key, summary):
         if "ratio" in row:
             ratio = "{median:.2f} ({min:.2f}-{max:.2f})".format(**row["ratio"])
         print(f"  {name:18}{short(middle):>8}{f'({short(low)}-{short(high)})':>18}{ratio:>18}",
-              *(f"{short(row[column]):>9}" for column in COLUMNS))
+              *(f"{short(row[column]):>9}" for column in COLUMNS),
+              f"{short(row['p99_ratio']) if 'p99_ratio' in row else '':>9}"
+              f"{short(row['of_ceiling']['median']) if 'of_ceiling' in row else '':>8}")
 
 
 def layout(value, name="", depth=0):
@@ -122,6 +132,9 @@ def published(report):
                 servers[name] = {"rate": {"median": float(f"{row['rate']['median']:.5g}")}}
             if "ratio" in row:
                 servers[name]["ratio"] = {k: round(v, 2) for k, v in row["ratio"].items()}
+                servers[name]["p99_ratio"] = round(row["p99_ratio"], 2)
+            if "of_ceiling" in row:
+                servers[name]["of_ceiling"] = round(row["of_ceiling"]["median"], 2)
         cells[key] = {"best_peer": cell["best_peer"], "servers": servers}
     return {**{k: v for k, v in report.items() if k not in ("plugin", "measurements")},
             "cells": cells}
@@ -143,7 +156,8 @@ FONT = 22
 INK, FAINT, GRID, PAPER = "#1f2328", "#59636e", "#c8d1da", "#f6f8fa"
 FASTER, SLOWER = "#4a8fdc", "#e8893c"  # distinct for colour-blind readers too
 # One for each name in OURS.
-OF_NAMES = ("#4a8fdc", "#d0588f", "#e8893c", "#4ca86a", "#a37be8", "#8c959f")
+OF_NAMES = ("#4a8fdc", "#d0588f", "#e8893c", "#4ca86a", "#a37be8", "#8c959f", "#2aa5a0", "#b08a3e",
+            "#6e4a9e", "#c0504d")
 
 
 def text_at(x, y, text, size=FONT, colour=INK, align="center"):

@@ -34,20 +34,34 @@ CELLS = {
     "sr16": Cell("read", "256k", 16, 1),
     "sw16": Cell("write", "256k", 16, 1),
     "flush4x4": Cell("randwrite", "4k", 4, 4, "fsync=1"),
+    "lr1": Cell("randread", "256k", 1, 1),
+    "lr16x4": Cell("randread", "256k", 16, 4),
+    "lw1": Cell("randwrite", "256k", 1, 1),
+    "lw16x4": Cell("randwrite", "256k", 16, 4),
+    "Lr1": Cell("randread", "1m", 1, 1),
+    "Lr16": Cell("randread", "1m", 16, 1),
+    "Lw1": Cell("randwrite", "1m", 1, 1),
+    "Lw16": Cell("randwrite", "1m", 16, 1),
     "extents": Cell("map", "16k", 1, 1, "", ("page",)),
 }
 WORDS = {  # a cell's rw
     "randread": "random read", "randwrite": "random write", "read": "sequential read",
     "write": "sequential write", "randrw": "random 70 % read, 30 % write",
 }
-OURS = {
+OURS = {  # parameters; "-corked" in the name: with libnbdkit-corked.so; "-tN": nbdkit -t N
     "aiodisk": [],
-    "aiodisk-corked": [],  # with libnbdkit-corked.so in nbdkit
+    "aiodisk-corked": [],
+    "aiodisk-corked-t1": [],
+    "aiodisk-corked-t2": [],
+    "aiodisk-corked-t4": [],
+    "aiodisk-corked-t8": [],
     "aiodisk-threads": ["backend=threads"],
     "aiodisk-io_uring": ["backend=io_uring"],
     "aiodisk-libaio": ["backend=libaio"],
     "aiodisk-pool": ["dispatch=pool", "backend=threads"],
 }
+# What nbdkit itself can do: its null plugin over the same socket.  No peer, for it stores nothing.
+CEILING = "nbdkit-null"
 CACHE = {"page": "cache=default", "direct": "cache=none"}
 PEERS = {  # by mode: the plugin of nbdkit, or the options of qemu-nbd
     "nbdkit-file": {"page": ["file"]},
@@ -95,7 +109,8 @@ def describe(cell):
     if cell.rw == "map":
         return f"nbdinfo --map, {EXTENTS:,} extents"
     flush = " and flush" if cell.extra == "fsync=1" else ""
-    parts = [f"{WORDS[cell.rw]} {cell.bs.replace('k', ' KiB')}{flush}", f"depth {cell.depth}"]
+    size = cell.bs.replace("k", " KiB").replace("m", " MiB")
+    parts = [f"{WORDS[cell.rw]} {size}{flush}", f"depth {cell.depth}"]
     if cell.connections > 1:
         parts.append(f"{cell.connections} connections")
     return ", ".join(parts)
@@ -203,10 +218,13 @@ class Server(Process):
                     f"--pid-file={pid_file}", *where, *PEERS[name][mode], image]
         else:
             where = ["-i", "127.0.0.1", "-p", port] if tcp else ["-U", path]
-            what = PEERS[name][mode] if name in PEERS else [bench.options.plugin, *OURS[name],
-                                                            CACHE[mode]]
-            argv = ["nbdkit", "-f", "-P", pid_file, *where, *what, f"file={image}"]
-        env = corked_environment(bench.options.plugin) if name == "aiodisk-corked" else None
+            what = (["null", str(bench.options.size)] if name == CEILING
+                    else [*PEERS[name][mode], f"file={image}"] if name in PEERS
+                    else [bench.options.plugin, *OURS[name], CACHE[mode], f"file={image}"])
+            threads = re.search(r"-t(\d+)$", name)
+            threads = ["-t", threads[1]] if threads else []
+            argv = ["nbdkit", "-f", "-P", pid_file, *threads, *where, *what]
+        env = corked_environment(bench.options.plugin) if "-corked" in name else None
         super().__init__(f"{name} ({mode})", argv, f"{bench.tmp}/server.log", env)
         deadline = time.monotonic() + 20
         # nbdkit and qemu-nbd write the pid file after they have begun to listen.
@@ -348,7 +366,8 @@ class Bench:
         """Returns the servers that can serve in this mode here; prints why others cannot."""
         found, probe = [], f"{self.tmp}/probe"
         make_images([probe], 1 << 20)
-        for name in self.options.ours + [p for p in self.options.peers if mode in PEERS[p]]:
+        for name in (self.options.ours + [p for p in self.options.peers if mode in PEERS[p]]
+                     + [CEILING] * self.options.ceiling):
             try:
                 server = Server(self, name, mode, probe)
                 server.stop()
@@ -366,7 +385,8 @@ class Bench:
         cells, rounds = self.options.cells, self.options.rounds
         modes = [mode for mode in CACHE if any(key.startswith(mode) for key in cells)]
         servers = {mode: self.usable(mode) for mode in modes}
-        of_cell = {key: servers[key.split("/")[0]] for key in cells}
+        of_cell = {key: [name for name in servers[key.split("/")[0]]
+                         if name != CEILING or cell_of(key).rw != "map"] for key in cells}
         images = {self.image(name, cell_of(key)) for key in cells for name in of_cell[key]}
         if shutil.disk_usage(self.tmp).free < len(images) * self.options.size:
             raise Failed(f"--size: {self.options.dir} has no room for {len(images)} images of this "

@@ -49,7 +49,7 @@ done
 
 say "a cell in each cache mode, and the map of extents"
 "$compare" "${common[@]}" --cells 'page/rr16,direct/flush4x4,extents' --output "$dir/out" \
-    --ours aiodisk,aiodisk-corked >"$dir/table" 2>"$dir/compare.err" ||
+    --ours aiodisk,aiodisk-corked --ceiling >"$dir/table" 2>"$dir/compare.err" ||
     fail_with "$dir/compare.err" "compare failed"
 nothing_left compare
 cat "$dir/table"
@@ -72,9 +72,12 @@ for cell in page/rr16 page/extents direct/flush4x4; do
                 .rss_mib > 1)' "$dir/out.json" >/dev/null ||
             fail_with "$dir/out.json" "$cell: the JSON lacks figures of $server"
     done
-    jq -e ".cells[\"$cell\"] | .best_peer != null and .servers.aiodisk.ratio.median > 0" \
+    jq -e ".cells[\"$cell\"] | .best_peer != null and .best_peer != \"nbdkit-null\" and
+        (.servers.aiodisk | .ratio.median > 0 and .p99_ratio > 0)" \
         "$dir/out.json" >/dev/null || fail "$cell: no ratio"
 done
+jq -e '.cells["page/rr16"].servers.aiodisk.of_ceiling.median > 0' "$dir/out.json" >/dev/null ||
+    fail_with "$dir/out.json" "no part of the ceiling"
 jq -e '.kernel and .date and .cpu and .cores > 0 and (.versions | .nbdkit and .fio)' \
     "$dir/out.json" >/dev/null || fail "the JSON does not describe the machine"
 if command -v gnuplot >/dev/null; then
