@@ -37,11 +37,17 @@ fi
 in_root() {
     unshare --mount --propagation private --pid --fork --kill-child /bin/bash -ec '
         root=$1
+        mount --bind "$root" "$root"
         mount --rbind /dev "$root/dev"
         mount --rbind /sys "$root/sys"
         mount -t proc proc "$root/proc"
+        # Not chroot: the systemd of service.sh needs a root that is the root of its mounts.
+        cd "$root"
+        pivot_root . mnt
+        umount -l /mnt
+        cd /aiodisk
         exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
-            LANG=C.UTF-8 chroot "$root" /bin/bash -c "cd /aiodisk && $2"' in-root "$root" "$1"
+            LANG=C.UTF-8 /bin/bash -c "$2"' in-root "$root" "$1"
 }
 
 # fresh_root NAME: makes a copy of the bare root with the source tree in it; sets $root.
