@@ -42,16 +42,30 @@ struct config config = {
     .slow_request_ns = DEFAULT_SLOW_S * NS_PER_S,
 };
 
-/* cache= and direct= name the same choice: the words of one value have the same index. */
-static const char *const cache_words[] = {[CACHE_DEFAULT] = "default", [CACHE_NONE] = "none", NULL};
-static const char *const direct_words[] = {[CACHE_DEFAULT] = "off", [CACHE_NONE] = "on", NULL};
-static const char *const dispatch_words[] = {
-    [DISPATCH_AUTO] = "auto", [DISPATCH_POOL] = "pool", NULL};
-static const char *const locking_words[] = {
-    [LOCKING_AUTO] = "auto", [LOCKING_ON] = "on", [LOCKING_OFF] = "off", NULL};
-
-/* The values that cache= and direct= were given last, or -1.  Main thread only. */
-static int cache_given = -1, direct_given = -1;
+/* The parameters whose values are words. */
+enum word_key { KEY_CACHE, KEY_DIRECT, KEY_DISPATCH, KEY_LOCKING, KEY_SYMLINKS, WORD_KEYS };
+static struct {
+    const char *key;
+    const char *const *words;
+    bool given; /* main thread only */
+    int word;   /* index of the word that was given last, or of the default; main thread only */
+} word_parameters[WORD_KEYS] = {
+#define WORDS(...) \
+    (const char *const[]) \
+    { \
+        __VA_ARGS__, NULL \
+    }
+    /* cache= and direct= name the same choice: the words of one value have the same index. */
+    [KEY_CACHE] = {"cache", WORDS([CACHE_DEFAULT] = "default", [CACHE_NONE] = "none")},
+    [KEY_DIRECT] = {"direct", WORDS([CACHE_DEFAULT] = "off", [CACHE_NONE] = "on")},
+    [KEY_DISPATCH] = {"dispatch", WORDS([DISPATCH_AUTO] = "auto", [DISPATCH_POOL] = "pool")},
+    [KEY_LOCKING] = {"locking",
+                     WORDS([LOCKING_AUTO] = "auto", [LOCKING_ON] = "on", [LOCKING_OFF] = "off")},
+    [KEY_SYMLINKS] = {"symlinks",
+                      WORDS([SYMLINKS_INSIDE] = "inside", [SYMLINKS_ANYWHERE] = "anywhere",
+                            [SYMLINKS_NONE] = "none")},
+#undef WORDS
+};
 
 /* Stores the index of `value` in `words` and returns 0.  If `words` does not contain the value,
  * reports `problem` and the allowed words, stores 0 and returns -1.
@@ -112,7 +126,7 @@ static int parse_number(const char *key, const char *value, unsigned min, unsign
 /* Returns 0, or -1 after an error if file=, dir= or fd= was given before. */
 static int require_first_source(const char *key, const char *value)
 {
-    if (!config.file && !config.directory && config.fd < 0)
+    if (!config.file && !config.directory.path && config.fd < 0)
         return 0;
     log_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
     return -1;
@@ -188,12 +202,10 @@ static int parse_metrics_server(const char *key, const char *value)
 
 int config_set(const char *key, const char *value)
 {
-    int word, r = -1;
-
     if (strcmp(key, "file") == 0)
         return parse_path(key, value, &config.file);
     if (strcmp(key, "dir") == 0 || strcmp(key, "directory") == 0)
-        return parse_path(key, value, &config.directory);
+        return parse_path(key, value, &config.directory.path);
     if (strcmp(key, "fd") == 0)
         return parse_fd(key, value);
     if (strcmp(key, "backend") == 0)
@@ -211,36 +223,35 @@ int config_set(const char *key, const char *value)
     if (strcmp(key, "slow-request") == 0)
         return parse_slow_request(key, value);
 
-    if (strcmp(key, "cache") == 0) {
-        r = parse_word(key, value, cache_words, UNKNOWN_VALUE, &cache_given);
-    } else if (strcmp(key, "direct") == 0) {
-        r = parse_word(key, value, direct_words, UNKNOWN_VALUE, &direct_given);
-    } else if (strcmp(key, "dispatch") == 0) {
-        r = parse_word(key, value, dispatch_words, UNKNOWN_VALUE, &word);
-        config.dispatch = word;
-    } else if (strcmp(key, "locking") == 0) {
-        r = parse_word(key, value, locking_words, UNKNOWN_VALUE, &word);
-        config.locking = word;
-    } else {
-        log_error("%s=%s: unknown parameter; known are: file, dir, directory, fd, cache, direct, "
-                  "backend, dispatch, max-threads, min-threads, queue-depth, locking, metrics, "
-                  "metrics-server, slow-request",
-                  key, value);
+    for (int i = 0; i < WORD_KEYS; i++) {
+        if (strcmp(key, word_parameters[i].key) == 0) {
+            word_parameters[i].given = true;
+            return parse_word(key, value, word_parameters[i].words, UNKNOWN_VALUE,
+                              &word_parameters[i].word);
+        }
     }
-    return r;
+    log_error("%s=%s: unknown parameter; known are: file, dir, directory, symlinks, fd, cache, "
+              "direct, backend, dispatch, max-threads, min-threads, queue-depth, locking, metrics, "
+              "metrics-server, slow-request",
+              key, value);
+    return -1;
 }
 
 /* Returns 0, or -1 after an error if cache= and direct= contradict each other. */
 static int resolve_cache(void)
 {
-    if (cache_given >= 0 && direct_given >= 0 && cache_given != direct_given) {
+    int cache = word_parameters[KEY_CACHE].word, direct = word_parameters[KEY_DIRECT].word;
+    bool both = word_parameters[KEY_CACHE].given && word_parameters[KEY_DIRECT].given;
+
+    if (both && cache != direct) {
+        const char *cache_word = word_parameters[KEY_CACHE].words[direct];
+        const char *direct_word = word_parameters[KEY_DIRECT].words[direct];
+
         log_error("cache=%s and direct=%s contradict each other; direct=%s means cache=%s",
-                  cache_words[cache_given], direct_words[direct_given], direct_words[direct_given],
-                  cache_words[direct_given]);
+                  word_parameters[KEY_CACHE].words[cache], direct_word, direct_word, cache_word);
         return -1;
     }
-    if (cache_given >= 0 || direct_given >= 0)
-        config.cache = cache_given >= 0 ? cache_given : direct_given;
+    config.cache = word_parameters[KEY_CACHE].given ? cache : direct;
     return 0;
 }
 
@@ -259,7 +270,7 @@ static void resolve_backend(void)
 
 int config_complete(void)
 {
-    if (!config.file && !config.directory && config.fd < 0) {
+    if (!config.file && !config.directory.path && config.fd < 0) {
         log_error("file: missing; one of file=FILENAME, dir=DIRECTORY and fd=N is required");
         return -1;
     }
@@ -274,6 +285,9 @@ int config_complete(void)
     }
     if (resolve_cache() < 0)
         return -1;
+    config.dispatch = word_parameters[KEY_DISPATCH].word;
+    config.locking = word_parameters[KEY_LOCKING].word;
+    config.directory.symlinks = word_parameters[KEY_SYMLINKS].word;
     resolve_backend();
     if (config.dispatch == DISPATCH_POOL && strcmp(config.backend, "threads") != 0) {
         log_error("dispatch=pool: needs backend=threads (or auto), not backend=%s", config.backend);
@@ -288,12 +302,12 @@ int config_check(void)
 
     /* file=DIRECTORY means dir=DIRECTORY. */
     if (config.file && exports_is_directory(config.file)) {
-        config.directory = config.file;
+        config.directory.path = config.file;
         config.file = NULL;
     }
-    int r = config.directory ? exports_check_directory(config.directory, why)
-            : config.fd >= 0 ? exports_check_fd(config.fd, why)
-                             : exports_check_file(config.file, why);
+    int r = config.directory.path ? exports_check_directory(&config.directory, why)
+            : config.fd >= 0      ? exports_check_fd(config.fd, why)
+                                  : exports_check_file(config.file, why);
     if (r == 0 && config.metrics)
         r = metrics_file_check(config.metrics, why);
     if (r < 0) {
@@ -305,15 +319,18 @@ int config_check(void)
 
 const char *config_cache_name(void)
 {
-    return cache_words[config.cache];
+    return word_parameters[KEY_CACHE].words[config.cache];
 }
 
 static void dump_words(const char *key, const char *const *words)
 {
-    printf("aiodisk_%s=", key);
+    printf("aiodisk_");
+    for (; *key; key++)
+        putchar(*key == '-' ? '_' : *key);
+    putchar('=');
     for (int i = 0; words[i]; i++)
         printf("%s%s", i ? " " : "", words[i]);
-    printf("\n");
+    putchar('\n');
 }
 
 void config_dump(void)
@@ -322,17 +339,15 @@ void config_dump(void)
     printf("aiodisk_min_threads=%u\n", config.min_threads);
     printf("aiodisk_queue_depth=%u\n", config.queue_depth);
     printf("aiodisk_slow_request=%u\n", DEFAULT_SLOW_S);
-    dump_words("cache", cache_words);
-    dump_words("direct", direct_words);
-    dump_words("dispatch", dispatch_words);
-    dump_words("locking", locking_words);
+    for (int i = 0; i < WORD_KEYS; i++)
+        dump_words(word_parameters[i].key, word_parameters[i].words);
 }
 
 void config_free(void)
 {
     free(config.file);
-    free(config.directory);
+    free(config.directory.path);
     free(config.metrics);
     free(config.metrics_server);
-    config.file = config.directory = config.metrics = config.metrics_server = NULL;
+    config.file = config.directory.path = config.metrics = config.metrics_server = NULL;
 }

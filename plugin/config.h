@@ -4,8 +4,9 @@
  * nbdkit's main thread fills in `config` before nbdkit forks and serves.  Nothing changes `config`
  * while nbdkit serves, so any thread reads it without a lock.
  *
- * A new parameter needs a field in struct config, a line in CONFIG_HELP, a branch in config_set and
- * an item in nbdkit-aiodisk-plugin.pod.
+ * A new parameter needs a field in struct config, a line in CONFIG_HELP, a branch in config_set (or
+ * a row in the table word_parameters of config.c, if its values are words) and an item in
+ * nbdkit-aiodisk-plugin.pod.
  */
 #ifndef AIODISK_CONFIG_H
 #define AIODISK_CONFIG_H
@@ -13,6 +14,7 @@
 #include <stdint.h>
 
 #include "plugin/disk/qemu-lock.h"
+#include "plugin/exports.h"
 
 enum cache_mode {
     CACHE_DEFAULT, /* the page cache */
@@ -27,9 +29,9 @@ enum dispatch_mode {
 /* Main thread only until .after_fork and from .unload on; read by any thread in between. */
 struct config {
     /* Exactly one of these three is set after config_complete. */
-    char *file;      /* absolute path, or NULL */
-    char *directory; /* absolute path, or NULL */
-    int fd;          /* or -1 */
+    char *file;                         /* absolute path, or NULL */
+    struct exports_directory directory; /* its path is NULL if the parameter is not given */
+    int fd;                             /* or -1 */
 
     enum cache_mode cache; /* after config_complete what cache= or direct= says */
     enum dispatch_mode dispatch;
@@ -51,6 +53,7 @@ extern struct config config;
 #define CONFIG_HELP \
     "file=<FILE>      (required) The regular file or block device to serve, or a directory.\n" \
     "dir=<DIRECTORY>             Serve every regular file and block device in it, by name.\n" \
+    "symlinks=inside|anywhere|none  Which symbolic links in it are served (default inside).\n" \
     "fd=<N>                      Serve this inherited file descriptor.\n" \
     "cache=default|none          Use the page cache (default), or O_DIRECT.\n" \
     "direct=off|on               The same as cache=default|none, for nbdkit's cache filter.\n" \

@@ -136,9 +136,9 @@ bool exports_is_directory(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-int exports_check_directory(const char *path, char why[LOG_LINE_SIZE])
+int exports_check_directory(const struct exports_directory *directory, char why[LOG_LINE_SIZE])
 {
-    const char *failed = "cannot be read as a directory";
+    const char *path = directory->path, *failed = "cannot be read as a directory";
     int path_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (path_fd < 0)
         return fail_to_open(why, -errno, path, -1, failed);
@@ -155,8 +155,8 @@ int exports_check_directory(const char *path, char why[LOG_LINE_SIZE])
     return r;
 }
 
-/* Opens `name`, which contains no slash, with O_PATH in the directory dir_fd.  Symbolic links that
- * lead out of the directory give -EXDEV (openat2(2), RESOLVE_BENEATH).
+/* Opens `name`, which contains no slash, with O_PATH in the directory dir_fd.  A symbolic link that
+ * leads out of the directory gives -EXDEV (openat2(2), RESOLVE_BENEATH).
  */
 static int open_beneath(int dir_fd, const char *name)
 {
@@ -180,44 +180,59 @@ static int open_beneath(int dir_fd, const char *name)
     return fd < 0 ? -errno : fd;
 }
 
+/* Opens the entry of the directory dir_fd as the mode says.  With SYMLINKS_NONE the result may be a
+ * symbolic link itself, whose type is refused.
+ */
+static int open_entry(int dir_fd, const char *name, enum symlinks_mode symlinks)
+{
+    if (symlinks == SYMLINKS_INSIDE)
+        return open_beneath(dir_fd, name);
+    int fd =
+        openat(dir_fd, name, O_PATH | O_CLOEXEC | (symlinks == SYMLINKS_NONE ? O_NOFOLLOW : 0));
+    return fd < 0 ? -errno : fd;
+}
+
 static bool name_is_one_component(const char *name)
 {
     return name[0] != '\0' && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
            !strchr(name, '/');
 }
 
-int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_SIZE])
+int exports_open_one(const struct exports_directory *directory, const char *name,
+                     char why[LOG_LINE_SIZE])
 {
+    const char *path = directory->path;
+
     if (name[0] == '\0')
         return fail(why, -ENOENT,
                     "%s: the client named no export; the names of the files in it are the exports",
-                    directory);
+                    path);
     if (!name_is_one_component(name))
         return fail(why, -ENOENT,
-                    "%s: no export '%s': only what lies in the directory itself is an export",
-                    directory, name);
+                    "%s: no export '%s': only what lies in the directory itself is an export", path,
+                    name);
 
-    int dir_fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int dir_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (dir_fd < 0)
-        return fail(why, -errno, "%s: %s", directory, strerror(errno));
-    int path_fd = open_beneath(dir_fd, name);
+        return fail(why, -errno, "%s: %s", path, strerror(errno));
+    int path_fd = open_entry(dir_fd, name, directory->symlinks);
     close(dir_fd);
     if (path_fd < 0)
-        return fail(why, path_fd, "%s: no export '%s': %s", directory, name,
+        return fail(why, path_fd, "%s: no export '%s': %s", path, name,
                     path_fd == -EXDEV ? "its symbolic link leads out of the directory"
                                       : strerror(-path_fd));
     return keep_if_served(path_fd, name, why);
 }
 
-int exports_list(const char *directory,
+int exports_list(const struct exports_directory *directory,
                  int (*add)(void *opaque, const char *name, const struct stat *st), void *opaque,
                  char why[LOG_LINE_SIZE])
 {
     int r = 0;
-    DIR *dir = opendir(directory);
+    DIR *dir = opendir(directory->path);
 
     if (!dir)
-        return fail(why, -errno, "%s: %s", directory, strerror(errno));
+        return fail(why, -errno, "%s: %s", directory->path, strerror(errno));
     while (r == 0) {
         struct stat st;
 
@@ -225,12 +240,12 @@ int exports_list(const char *directory,
         struct dirent *entry = readdir(dir);
         if (!entry) {
             if (errno)
-                r = fail(why, -errno, "%s: %s", directory, strerror(errno));
+                r = fail(why, -errno, "%s: %s", directory->path, strerror(errno));
             break;
         }
         if (!name_is_one_component(entry->d_name))
             continue;
-        int path_fd = open_beneath(dirfd(dir), entry->d_name);
+        int path_fd = open_entry(dirfd(dir), entry->d_name, directory->symlinks);
         if (path_fd < 0)
             continue;
         if (fstat(path_fd, &st) == 0 && !refusal(st.st_mode))

@@ -17,16 +17,29 @@
 
 #include "plugin/disk/log.h"
 
+/* Which symbolic links in a directory of exports are followed. */
+enum symlinks_mode {
+    SYMLINKS_INSIDE,   /* those that lead to a file below the directory */
+    SYMLINKS_ANYWHERE, /* all, as nbdkit's file plugin does */
+    SYMLINKS_NONE,
+};
+
+/* A directory whose files are the exports. */
+struct exports_directory {
+    /* Set by the caller, and not changed while a function here runs. */
+    char *path; /* absolute */
+    enum symlinks_mode symlinks;
+};
+
 /* Checks that file=PATH is a regular file or block device and can be read.  Returns 0, -EINVAL if
  * the file is of another type, or -errno of open(2).
  */
 int exports_check_file(const char *path, char why[LOG_LINE_SIZE]);
 
-/* Checks that dir=PATH is a directory, that this process may list it and look up names in it, and
- * that images can be opened at all (see fd_reopen).  Returns 0, or -errno of open(2) or
- * faccessat(2).
+/* Checks that this is a directory, that this process may list it and look up names in it, and that
+ * images can be opened at all (see fd_reopen).  Returns 0, or -errno of open(2) or faccessat(2).
  */
-int exports_check_directory(const char *path, char why[LOG_LINE_SIZE]);
+int exports_check_directory(const struct exports_directory *directory, char why[LOG_LINE_SIZE]);
 
 /* Checks that fd=FD is a regular file or block device.  Returns 0, -EINVAL if the file is of
  * another type, -EBADF if FD is not open or not open for reading, or -errno of fstat(2).
@@ -39,9 +52,11 @@ int exports_check_fd(int fd, char why[LOG_LINE_SIZE]);
 int exports_open_file(const char *path, char why[LOG_LINE_SIZE]);
 
 /* As exports_open_file, for the export called `name` of a directory.  Also returns -ENOENT if
- * `name` is no name of a directory entry, and -EXDEV if a symbolic link leads out of the directory.
+ * `name` is no name of a directory entry, -EXDEV if a symbolic link leads out of the directory with
+ * SYMLINKS_INSIDE, and -EINVAL for every symbolic link with SYMLINKS_NONE.
  */
-int exports_open_one(const char *directory, const char *name, char why[LOG_LINE_SIZE]);
+int exports_open_one(const struct exports_directory *directory, const char *name,
+                     char why[LOG_LINE_SIZE]);
 
 /* True if `path` is a directory; false also if the path cannot be examined. */
 bool exports_is_directory(const char *path);
@@ -51,7 +66,7 @@ bool exports_is_directory(const char *path);
  * Otherwise returns 0, or -errno of opendir(3) or readdir(3).  Skips what exports_open_one would
  * refuse.
  */
-int exports_list(const char *directory,
+int exports_list(const struct exports_directory *directory,
                  int (*add)(void *opaque, const char *name, const struct stat *st), void *opaque,
                  char why[LOG_LINE_SIZE]);
 

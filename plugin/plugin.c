@@ -166,9 +166,9 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
 {
     char why[LOG_LINE_SIZE] = "";
 
-    if (!config.directory)
+    if (!config.directory.path)
         return nbdkit_use_default_export(exports);
-    int r = exports_list(config.directory, add_export, exports, why);
+    int r = exports_list(&config.directory, add_export, exports, why);
     if (r < 0 && why[0] != '\0')
         log_error("%s", why);
     return r < 0 ? -1 : 0;
@@ -180,11 +180,11 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
  */
 static int open_export(const char **name, char why[LOG_LINE_SIZE])
 {
-    if (config.directory) {
+    if (config.directory.path) {
         *name = nbdkit_export_name();
         if (!*name)
             return -ENOMEM;
-        return exports_open_one(config.directory, *name, why);
+        return exports_open_one(&config.directory, *name, why);
     }
     *name = config.file ? config.file : nbdkit_printf_intern("fd=%d", config.fd);
     if (!*name)
@@ -201,14 +201,15 @@ static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE]
         .direct = config.cache == CACHE_NONE,
         .locking = config.locking,
         .inherited = config.fd >= 0,
-        .many = config.directory,
+        .many = config.directory.path,
     };
 
     int path_fd = open_export(&name, why);
     if (path_fd < 0)
         return path_fd;
     /* With file= and fd= there is one export, whatever name a client asks for. */
-    struct figures *figures = config.metrics ? figures_get(config.directory ? name : "") : NULL;
+    struct figures *figures =
+        config.metrics ? figures_get(config.directory.path ? name : "") : NULL;
     options.tally = figures ? figures->tally : NULL;
     struct image *image;
     int r = config.metrics && !figures ? -ENOMEM : image_get(path_fd, name, &options, &image, why);

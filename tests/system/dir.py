@@ -101,7 +101,7 @@ def check_list():
                 f.seek(100)
                 assert f.read(len(name.encode()[:100])) == name.encode()[:100], name
         h.shutdown()
-    # A link to a file in the directory is not listed, but is served when a client names it.
+    # A link to a file in the directory is served as that file.  symlinks.sh has the other modes.
     h = connect("link")
     assert h.pread(5, 100) == b"plain"
     h.shutdown()
