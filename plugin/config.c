@@ -36,6 +36,7 @@
 
 struct config config = {
     .fd = -1,
+    .directory = {.fd = -1},
     .backend = AUTO,
     .max_threads = DEFAULT_MAX_THREADS,
     .queue_depth = DEFAULT_QUEUE_DEPTH,
@@ -123,12 +124,13 @@ static int parse_number(const char *key, const char *value, unsigned min, unsign
     return 0;
 }
 
-/* Returns 0, or -1 after an error if file=, dir= or fd= was given before. */
+/* Returns 0, or -1 after an error if file=, dir=, fd= or dirfd= was given before. */
 static int require_first_source(const char *key, const char *value)
 {
-    if (!config.file && !config.directory.path && config.fd < 0)
+    if (!config.file && !config.directory.name && config.fd < 0)
         return 0;
-    log_error("%s=%s: only one of file=, dir= and fd= may be given, and only once", key, value);
+    log_error("%s=%s: only one of file=, dir=, fd= and dirfd= may be given, and only once", key,
+              value);
     return -1;
 }
 
@@ -145,7 +147,7 @@ static int parse_path(const char *key, const char *value, char **path)
     return *path ? 0 : -1;
 }
 
-static int parse_fd(const char *key, const char *value)
+static int parse_fd(const char *key, const char *value, int *result)
 {
     unsigned fd;
 
@@ -154,8 +156,19 @@ static int parse_fd(const char *key, const char *value)
     /* nbdkit replaces descriptors 0, 1 and 2 when it goes into the background. */
     if (parse_number(key, value, STDERR_FILENO + 1, MAX_FD, &fd) < 0)
         return -1;
-    config.fd = fd;
+    *result = fd;
     return 0;
+}
+
+static int parse_dirfd(const char *key, const char *value)
+{
+    if (parse_fd(key, value, &config.directory.fd) < 0)
+        return -1;
+    if (asprintf(&config.directory.name, "%s=%s", key, value) >= 0)
+        return 0;
+    config.directory.name = NULL;
+    log_error("%s: out of memory", key);
+    return -1;
 }
 
 /* Any number of seconds, also a fraction. */
@@ -205,9 +218,11 @@ int config_set(const char *key, const char *value)
     if (strcmp(key, "file") == 0)
         return parse_path(key, value, &config.file);
     if (strcmp(key, "dir") == 0 || strcmp(key, "directory") == 0)
-        return parse_path(key, value, &config.directory.path);
+        return parse_path(key, value, &config.directory.name);
     if (strcmp(key, "fd") == 0)
-        return parse_fd(key, value);
+        return parse_fd(key, value, &config.fd);
+    if (strcmp(key, "dirfd") == 0)
+        return parse_dirfd(key, value);
     if (strcmp(key, "backend") == 0)
         return parse_backend(key, value);
     if (strcmp(key, "max-threads") == 0)
@@ -230,9 +245,9 @@ int config_set(const char *key, const char *value)
                               &word_parameters[i].word);
         }
     }
-    log_error("%s=%s: unknown parameter; known are: file, dir, directory, symlinks, fd, cache, "
-              "direct, backend, dispatch, max-threads, min-threads, queue-depth, locking, metrics, "
-              "metrics-server, slow-request",
+    log_error("%s=%s: unknown parameter; known are: file, dir, directory, dirfd, symlinks, fd, "
+              "cache, direct, backend, dispatch, max-threads, min-threads, queue-depth, locking, "
+              "metrics, metrics-server, slow-request",
               key, value);
     return -1;
 }
@@ -270,8 +285,9 @@ static void resolve_backend(void)
 
 int config_complete(void)
 {
-    if (!config.file && !config.directory.path && config.fd < 0) {
-        log_error("file: missing; one of file=FILENAME, dir=DIRECTORY and fd=N is required");
+    if (!config.file && !config.directory.name && config.fd < 0) {
+        log_error("file: missing; one of file=FILENAME, dir=DIRECTORY, fd=N and dirfd=N is "
+                  "required");
         return -1;
     }
     if (config.metrics_server && !config.metrics) {
@@ -302,10 +318,10 @@ int config_check(void)
 
     /* file=DIRECTORY means dir=DIRECTORY. */
     if (config.file && exports_is_directory(config.file)) {
-        config.directory.path = config.file;
+        config.directory.name = config.file;
         config.file = NULL;
     }
-    int r = config.directory.path ? exports_check_directory(&config.directory, why)
+    int r = config.directory.name ? exports_check_directory(&config.directory, why)
             : config.fd >= 0      ? exports_check_fd(config.fd, why)
                                   : exports_check_file(config.file, why);
     if (r == 0 && config.metrics)
@@ -346,8 +362,8 @@ void config_dump(void)
 void config_free(void)
 {
     free(config.file);
-    free(config.directory.path);
+    free(config.directory.name);
     free(config.metrics);
     free(config.metrics_server);
-    config.file = config.directory.path = config.metrics = config.metrics_server = NULL;
+    config.file = config.directory.name = config.metrics = config.metrics_server = NULL;
 }

@@ -28,9 +28,9 @@ enum dispatch_mode {
 
 /* Main thread only until .after_fork and from .unload on; read by any thread in between. */
 struct config {
-    /* Exactly one of these three is set after config_complete. */
+    /* Exactly one of these three is set after config_complete.  dirfd= sets the directory too. */
     char *file;                         /* absolute path, or NULL */
-    struct exports_directory directory; /* its path is NULL if the parameter is not given */
+    struct exports_directory directory; /* its name is NULL if none is given */
     int fd;                             /* or -1 */
 
     enum cache_mode cache; /* after config_complete what cache= or direct= says */
@@ -53,6 +53,7 @@ extern struct config config;
 #define CONFIG_HELP \
     "file=<FILE>      (required) The regular file or block device to serve, or a directory.\n" \
     "dir=<DIRECTORY>             Serve every regular file and block device in it, by name.\n" \
+    "dirfd=<N>                   The same for this inherited descriptor of a directory.\n" \
     "symlinks=inside|anywhere|none  Which symbolic links in it are served (default inside).\n" \
     "fd=<N>                      Serve this inherited file descriptor.\n" \
     "cache=default|none          Use the page cache (default), or O_DIRECT.\n" \

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Finds, checks and opens what file=, dir= and fd= refer to.  See exports.h.
+/* Finds, checks and opens what file=, dir=, fd= and dirfd= refer to.  See exports.h.
  *
  * Runs on nbdkit's main thread at start and on a connection's thread when a client connects or
  * lists the exports.  Never opens a file for reading or writing before its type has been checked,
@@ -136,12 +136,22 @@ bool exports_is_directory(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+/* Opens the directory anew, so that each listing has a position of its own.  "." needs no right on
+ * the path to the directory, and no /proc.
+ */
+static int open_directory(const struct exports_directory *directory, int flags)
+{
+    flags |= O_DIRECTORY | O_CLOEXEC;
+    int fd = directory->fd < 0 ? open(directory->name, flags) : openat(directory->fd, ".", flags);
+    return fd < 0 ? -errno : fd;
+}
+
 int exports_check_directory(const struct exports_directory *directory, char why[LOG_LINE_SIZE])
 {
-    const char *path = directory->path, *failed = "cannot be read as a directory";
-    int path_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    const char *path = directory->name, *failed = "cannot be read as a directory";
+    int path_fd = open_directory(directory, O_PATH);
     if (path_fd < 0)
-        return fail_to_open(why, -errno, path, -1, failed);
+        return fail_to_open(why, path_fd, path, directory->fd, failed);
 
     int r = 0;
     int fd = fd_reopen(path_fd, O_RDONLY | O_DIRECTORY);
@@ -201,7 +211,7 @@ static bool name_is_one_component(const char *name)
 int exports_open_one(const struct exports_directory *directory, const char *name,
                      char why[LOG_LINE_SIZE])
 {
-    const char *path = directory->path;
+    const char *path = directory->name;
 
     if (name[0] == '\0')
         return fail(why, -ENOENT,
@@ -212,9 +222,9 @@ int exports_open_one(const struct exports_directory *directory, const char *name
                     "%s: no export '%s': only what lies in the directory itself is an export", path,
                     name);
 
-    int dir_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int dir_fd = open_directory(directory, O_PATH);
     if (dir_fd < 0)
-        return fail(why, -errno, "%s: %s", path, strerror(errno));
+        return fail(why, dir_fd, "%s: %s", path, strerror(-dir_fd));
     int path_fd = open_entry(dir_fd, name, directory->symlinks);
     close(dir_fd);
     if (path_fd < 0)
@@ -229,10 +239,15 @@ int exports_list(const struct exports_directory *directory,
                  char why[LOG_LINE_SIZE])
 {
     int r = 0;
-    DIR *dir = opendir(directory->path);
-
-    if (!dir)
-        return fail(why, -errno, "%s: %s", directory->path, strerror(errno));
+    int dir_fd = open_directory(directory, O_RDONLY);
+    if (dir_fd < 0)
+        return fail(why, dir_fd, "%s: %s", directory->name, strerror(-dir_fd));
+    DIR *dir = fdopendir(dir_fd);
+    if (!dir) {
+        r = fail(why, -errno, "%s: %s", directory->name, strerror(errno));
+        close(dir_fd);
+        return r;
+    }
     while (r == 0) {
         struct stat st;
 
@@ -240,12 +255,12 @@ int exports_list(const struct exports_directory *directory,
         struct dirent *entry = readdir(dir);
         if (!entry) {
             if (errno)
-                r = fail(why, -errno, "%s: %s", directory->path, strerror(errno));
+                r = fail(why, -errno, "%s: %s", directory->name, strerror(errno));
             break;
         }
         if (!name_is_one_component(entry->d_name))
             continue;
-        int path_fd = open_entry(dirfd(dir), entry->d_name, directory->symlinks);
+        int path_fd = open_entry(dir_fd, entry->d_name, directory->symlinks);
         if (path_fd < 0)
             continue;
         if (fstat(path_fd, &st) == 0 && !refusal(st.st_mode))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The exports: what file=, dir= and fd= refer to, and whether that can be served.
+/* The exports: what file=, dir=, fd= and dirfd= refer to, and whether that can be served.
  *
  * A file is always opened with O_PATH first.  That has no effect on the file: opening a FIFO does
  * not wait and opening a tape does not rewind.  The type of the file is then checked on the O_PATH
@@ -27,7 +27,8 @@ enum symlinks_mode {
 /* A directory whose files are the exports. */
 struct exports_directory {
     /* Set by the caller, and not changed while a function here runs. */
-    char *path; /* absolute */
+    char *name; /* the absolute path; or for messages only, if fd is used */
+    int fd;     /* an inherited descriptor of the directory, or -1 */
     enum symlinks_mode symlinks;
 };
 
@@ -37,7 +38,7 @@ struct exports_directory {
 int exports_check_file(const char *path, char why[LOG_LINE_SIZE]);
 
 /* Checks that this is a directory, that this process may list it and look up names in it, and that
- * images can be opened at all (see fd_reopen).  Returns 0, or -errno of open(2) or faccessat(2).
+ * images can be opened at all (see fd_reopen).  Returns 0, or -errno of openat(2) or faccessat(2).
  */
 int exports_check_directory(const struct exports_directory *directory, char why[LOG_LINE_SIZE]);
 
@@ -63,8 +64,8 @@ bool exports_is_directory(const char *path);
 
 /* Calls add(opaque, name, st) for each export of the directory, in no particular order.  Stops
  * early if `add` returns a value other than 0, and returns that value without a line in `why`.
- * Otherwise returns 0, or -errno of opendir(3) or readdir(3).  Skips what exports_open_one would
- * refuse.
+ * Otherwise returns 0, or -errno of openat(2), fdopendir(3) or readdir(3).  Skips what
+ * exports_open_one would refuse.
  */
 int exports_list(const struct exports_directory *directory,
                  int (*add)(void *opaque, const char *name, const struct stat *st), void *opaque,

@@ -166,7 +166,7 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
 {
     char why[LOG_LINE_SIZE] = "";
 
-    if (!config.directory.path)
+    if (!config.directory.name)
         return nbdkit_use_default_export(exports);
     int r = exports_list(&config.directory, add_export, exports, why);
     if (r < 0 && why[0] != '\0')
@@ -180,7 +180,7 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
  */
 static int open_export(const char **name, char why[LOG_LINE_SIZE])
 {
-    if (config.directory.path) {
+    if (config.directory.name) {
         *name = nbdkit_export_name();
         if (!*name)
             return -ENOMEM;
@@ -201,7 +201,7 @@ static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE]
         .direct = config.cache == CACHE_NONE,
         .locking = config.locking,
         .inherited = config.fd >= 0,
-        .many = config.directory.path,
+        .many = config.directory.name,
     };
 
     int path_fd = open_export(&name, why);
@@ -209,7 +209,7 @@ static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE]
         return path_fd;
     /* With file= and fd= there is one export, whatever name a client asks for. */
     struct figures *figures =
-        config.metrics ? figures_get(config.directory.path ? name : "") : NULL;
+        config.metrics ? figures_get(config.directory.name ? name : "") : NULL;
     options.tally = figures ? figures->tally : NULL;
     struct image *image;
     int r = config.metrics && !figures ? -ENOMEM : image_get(path_fd, name, &options, &image, why);

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# dir=: exactly the regular files and block devices in the directory are exports; no file outside of
-# the directory is one, and no name makes the server hang.  Files appear and disappear while the
-# server runs.  Two names of one file are one disk.
+# dir= and dirfd=: exactly the regular files and block devices in the directory are exports; no file
+# outside of the directory is one, and no name makes the server hang.  Files appear and disappear
+# while the server runs.  Two names of one file are one disk.
 . "$(dirname "$0")/../lib/functions.sh"
 need_root "device nodes"
 # This is the usual soft limit; many exports must not need more descriptors.
@@ -49,11 +49,13 @@ cmp "$dir/bare" "$dir/directory" && cmp "$dir/bare" "$dir/relative" ||
     fail "the three servers list different exports"
 stop
 
-for cache in default none; do
-    say "cache=$cache"
-    start "dir-$cache" dir="$exports" cache=$cache
-    "$python" "$here/dir.py" "$dir/dir-$cache.sock" "$pid" "$log" "$exports"
-    stop
+for source in dir="$exports" dirfd=8; do
+    for cache in default none; do
+        say "$source cache=$cache"
+        start "dir-$cache" "$source" cache=$cache 8<"$exports"
+        "$python" "$here/dir.py" "$dir/dir-$cache.sock" "$pid" "$log" "$exports"
+        stop
+    done
 done
 [ "$(stat -c %s-%b "$exports.other/secret")" = $((3 << 20))-0 ] ||
     fail "a file outside of the directory was written to"

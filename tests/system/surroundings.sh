@@ -53,6 +53,7 @@ refused_for_nobody 'Permission denied (it has mode 0600, owner 0, group 0)' own.
 refused_for_nobody 'Permission denied (a directory of this path' closed/disk.img
 refused_for_nobody 'Permission denied (it has mode 0700' dir=closed
 refused_for_nobody 'Permission denied (it has mode 0744' dir=names
+refused_for_nobody 'Permission denied (it has mode 0744' dirfd=7 7<names
 refused_for_nobody 'Permission denied (it has mode 0700' closed
 
 say "nbdkit -u nobody serves what nobody may read: read-only"
