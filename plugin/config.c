@@ -8,6 +8,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,7 +45,15 @@ struct config config = {
 };
 
 /* The parameters whose values are words. */
-enum word_key { KEY_CACHE, KEY_DIRECT, KEY_DISPATCH, KEY_LOCKING, KEY_SYMLINKS, WORD_KEYS };
+enum word_key {
+    KEY_CACHE,
+    KEY_DIRECT,
+    KEY_DISPATCH,
+    KEY_LOCKING,
+    KEY_SYMLINKS,
+    KEY_FADVISE,
+    WORD_KEYS
+};
 static struct {
     const char *key;
     const char *const *words;
@@ -65,6 +74,9 @@ static struct {
     [KEY_SYMLINKS] = {"symlinks",
                       WORDS([SYMLINKS_INSIDE] = "inside", [SYMLINKS_ANYWHERE] = "anywhere",
                             [SYMLINKS_NONE] = "none")},
+    [KEY_FADVISE] = {"fadvise",
+                     WORDS([POSIX_FADV_NORMAL] = "normal", [POSIX_FADV_RANDOM] = "random",
+                           [POSIX_FADV_SEQUENTIAL] = "sequential")},
 #undef WORDS
 };
 
@@ -246,8 +258,8 @@ int config_set(const char *key, const char *value)
         }
     }
     log_error("%s=%s: unknown parameter; known are: file, dir, directory, dirfd, symlinks, fd, "
-              "cache, direct, backend, dispatch, max-threads, min-threads, queue-depth, locking, "
-              "metrics, metrics-server, slow-request",
+              "cache, direct, fadvise, backend, dispatch, max-threads, min-threads, queue-depth, "
+              "locking, metrics, metrics-server, slow-request",
               key, value);
     return -1;
 }
@@ -303,6 +315,7 @@ int config_complete(void)
         return -1;
     config.dispatch = word_parameters[KEY_DISPATCH].word;
     config.locking = word_parameters[KEY_LOCKING].word;
+    config.advice = word_parameters[KEY_FADVISE].word;
     config.directory.symlinks = word_parameters[KEY_SYMLINKS].word;
     resolve_backend();
     if (config.dispatch == DISPATCH_POOL && strcmp(config.backend, "threads") != 0) {

@@ -36,6 +36,7 @@ struct config {
     enum cache_mode cache; /* after config_complete what cache= or direct= says */
     enum dispatch_mode dispatch;
     enum locking_mode locking;
+    int advice; /* of posix_fadvise(2) */
 
     const char *backend;  /* after config_complete a name that backend_name() knows */
     unsigned max_threads; /* slots of the pool, 1-POOL_MAX_THREADS */
@@ -58,6 +59,7 @@ extern struct config config;
     "fd=<N>                      Serve this inherited file descriptor.\n" \
     "cache=default|none          Use the page cache (default), or O_DIRECT.\n" \
     "direct=off|on               The same as cache=default|none, for nbdkit's cache filter.\n" \
+    "fadvise=normal|random|sequential  How clients will read (default normal).\n" \
     "backend=auto|threads|io_uring|libaio  How requests reach the kernel (default auto).\n" \
     "dispatch=auto|pool          pool: every request through the worker pool (default auto).\n" \
     "max-threads=<N>             How many blocking calls run at once (default 64).\n" \

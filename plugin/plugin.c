@@ -200,6 +200,7 @@ static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE]
         .readonly = readonly,
         .direct = config.cache == CACHE_NONE,
         .locking = config.locking,
+        .advice = config.advice,
         .inherited = config.fd >= 0,
         .many = config.directory.name,
     };

@@ -331,11 +331,21 @@ static void log_opened(const struct image *image)
               image->flush.count);
 }
 
+/* The kernel keeps the advice with the open file description, and reads use this one only. */
+static void advise(const struct image *image, int advice)
+{
+    int err = advice == POSIX_FADV_NORMAL ? 0 : posix_fadvise(image->buffered_fd, 0, 0, advice);
+
+    if (err != 0)
+        log_warning("%s: fadvise= has no effect: %s", image->name, strerror(err));
+}
+
 int image_open(struct image *image, const struct image_options *options, char why[LOG_LINE_SIZE])
 {
     int r = open_as_asked(image, options->direct);
     if (r < 0)
         return fail(why, image->name, "cannot be measured", r);
+    advise(image, options->advice);
     int64_t size = image_measure(image);
     if (size < 0)
         return fail(why, image->name, "its size cannot be read", size);

@@ -95,6 +95,7 @@ struct image_options {
     bool direct;
     enum locking_mode locking;
     bool inherited; /* path_fd is the user's own descriptor, and bounds what may be done */
+    int advice;     /* of posix_fadvise(2) about reads through the page cache */
     bool many;      /* one of many images: must leave descriptors for connections */
     /* Counters up to DISK_TALLY_END, which must outlive the image; or NULL.  Used if the image is
      * not open yet.

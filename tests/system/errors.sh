@@ -25,6 +25,8 @@ refused 'backend=magic: unknown value in this build; allowed are: auto, threads'
     backend=magic
 refused 'dispatch=never: unknown value' disk.img dispatch=never
 refused 'locking=maybe: unknown value' disk.img locking=maybe
+refused 'fadvise=often: unknown value; allowed are: normal, random, sequential' disk.img \
+    fadvise=often
 refused 'symlinks=all: unknown value; allowed are: inside, anywhere, none' dir=folder symlinks=all
 refused 'max-threads=0: out of range; allowed is 1 to 4096' disk.img max-threads=0
 refused 'max-threads=4097: out of range' disk.img max-threads=4097
