@@ -42,8 +42,9 @@ struct backend {
     struct backend_config config;
 
     /* Any thread: one for the backend until backend_close, one for each call of backend_run and
-     * backend_submit until the call returns, and one for each request of backend_submit until its
-     * `done` has returned.  The thread that takes the last one away wakes backend_close.
+     * backend_submit until the call returns, one for each request of backend_submit until its
+     * `done` has returned, and those that a backend adds for its own threads.  The thread that
+     * takes the last one away wakes backend_close.
      */
     atomic_uint users;
     struct waiter unused; /* any thread; backend_close waits for it */

@@ -46,6 +46,8 @@ enum request_flags {
     REQUEST_PAGE_CACHE = 1 << 1,
     /* CALL: the call belongs in the pool's slow lane. */
     REQUEST_SLOW = 1 << 2,
+    /* ZEROOUT of an RBD image: no hole is left. */
+    REQUEST_THICK = 1 << 3,
 };
 
 /* Lives in its submitter's memory (usually on the stack) from submission until `done` is called or

@@ -20,8 +20,8 @@
 
 #include "backends/backend.h"
 #include "plugin/config.h"
-#include "plugin/exports.h"
 #include "plugin/log.h"
+#include "plugin/source.h"
 #include "plugin/watch/metrics-file.h"
 
 #define DEFAULT_MAX_THREADS 64u
@@ -136,23 +136,13 @@ static int parse_number(const char *key, const char *value, unsigned min, unsign
     return 0;
 }
 
-/* Returns 0, or -1 after an error if file=, dir=, fd= or dirfd= was given before. */
-static int require_first_source(const char *key, const char *value)
-{
-    if (!config.file && !config.directory.name && config.fd < 0)
-        return 0;
-    log_error("%s=%s: only one of file=, dir=, fd= and dirfd= may be given, and only once", key,
-              value);
-    return -1;
-}
-
 static int parse_path(const char *key, const char *value, char **path)
 {
     if (value[0] == '\0') {
         log_error("%s=: the name is empty", key);
         return -1;
     }
-    if (require_first_source(key, value) < 0)
+    if (source_require_first(key, value) < 0)
         return -1;
     /* nbdkit changes its directory to / when it goes into the background. */
     *path = nbdkit_absolute_path(value);
@@ -163,7 +153,7 @@ static int parse_fd(const char *key, const char *value, int *result)
 {
     unsigned fd;
 
-    if (require_first_source(key, value) < 0)
+    if (source_require_first(key, value) < 0)
         return -1;
     /* nbdkit replaces descriptors 0, 1 and 2 when it goes into the background. */
     if (parse_number(key, value, STDERR_FILENO + 1, MAX_FD, &fd) < 0)
@@ -227,6 +217,11 @@ static int parse_metrics_server(const char *key, const char *value)
 
 int config_set(const char *key, const char *value)
 {
+    for (unsigned i = 0; source_at(i); i++) {
+        int r = source_at(i)->set ? source_at(i)->set(key, value) : 1;
+        if (r <= 0)
+            return r;
+    }
     if (strcmp(key, "file") == 0)
         return parse_path(key, value, &config.file);
     if (strcmp(key, "dir") == 0 || strcmp(key, "directory") == 0)
@@ -259,7 +254,8 @@ int config_set(const char *key, const char *value)
     }
     log_error("%s=%s: unknown parameter; known are: file, dir, directory, dirfd, symlinks, fd, "
               "cache, direct, fadvise, backend, dispatch, max-threads, min-threads, queue-depth, "
-              "locking, metrics, metrics-server, slow-request",
+              "locking, metrics, metrics-server, slow-request, rbd, rbd-pool, rbd-conf, rbd-user, "
+              "rbd-timeout",
               key, value);
     return -1;
 }
@@ -297,9 +293,13 @@ static void resolve_backend(void)
 
 int config_complete(void)
 {
-    if (!config.file && !config.directory.name && config.fd < 0) {
-        log_error("file: missing; one of file=FILENAME, dir=DIRECTORY, fd=N and dirfd=N is "
-                  "required");
+    for (unsigned i = 0; source_at(i); i++) {
+        if (source_at(i)->complete && source_at(i)->complete() < 0)
+            return -1;
+    }
+    if (!source_given()) {
+        log_error("file: missing; one of file=FILENAME, dir=DIRECTORY, fd=N, dirfd=N, "
+                  "rbd=POOL/IMAGE and rbd-pool=POOL is required");
         return -1;
     }
     if (config.metrics_server && !config.metrics) {
@@ -329,14 +329,7 @@ int config_check(void)
 {
     char why[LOG_LINE_SIZE];
 
-    /* file=DIRECTORY means dir=DIRECTORY. */
-    if (config.file && exports_is_directory(config.file)) {
-        config.directory.name = config.file;
-        config.file = NULL;
-    }
-    int r = config.directory.name ? exports_check_directory(&config.directory, why)
-            : config.fd >= 0      ? exports_check_fd(config.fd, why)
-                                  : exports_check_file(config.file, why);
+    int r = source_given()->check(why);
     if (r == 0 && config.metrics)
         r = metrics_file_check(config.metrics, why);
     if (r < 0) {
@@ -378,5 +371,9 @@ void config_free(void)
     free(config.directory.name);
     free(config.metrics);
     free(config.metrics_server);
+    for (unsigned i = 0; source_at(i); i++) {
+        if (source_at(i)->free)
+            source_at(i)->free();
+    }
     config.file = config.directory.name = config.metrics = config.metrics_server = NULL;
 }

@@ -28,7 +28,9 @@ enum dispatch_mode {
 
 /* Main thread only until .after_fork and from .unload on; read by any thread in between. */
 struct config {
-    /* Exactly one of these three is set after config_complete.  dirfd= sets the directory too. */
+    /* At most one of these three is set after config_complete (file-source.c).  dirfd= sets the
+     * directory too.
+     */
     char *file;                         /* absolute path, or NULL */
     struct exports_directory directory; /* its name is NULL if none is given */
     int fd;                             /* or -1 */
@@ -57,6 +59,11 @@ extern struct config config;
     "dirfd=<N>                   The same for this inherited descriptor of a directory.\n" \
     "symlinks=inside|anywhere|none  Which symbolic links in it are served (default inside).\n" \
     "fd=<N>                      Serve this inherited file descriptor.\n" \
+    "rbd=<POOL/IMAGE>            Serve a Ceph RBD image: POOL/[NAMESPACE/]IMAGE[@SNAPSHOT].\n" \
+    "rbd-pool=<POOL>             Serve every image of a Ceph pool, by name.\n" \
+    "rbd-conf=<FILE>             The cluster's ceph.conf (default: the usual places).\n" \
+    "rbd-user=<NAME>             Ceph user, without \"client.\" (default admin).\n" \
+    "rbd-timeout=<SECONDS>       How long the monitors may be silent (default 30).\n" \
     "cache=default|none          Use the page cache (default), or O_DIRECT.\n" \
     "direct=off|on               The same as cache=default|none, for nbdkit's cache filter.\n" \
     "fadvise=normal|random|sequential  How clients will read (default normal).\n" \

@@ -18,20 +18,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
 #include "plugin/config.h"
 #include "plugin/disk/bounce.h"
+#include "plugin/disk/disk.h"
 #include "plugin/disk/health.h"
-#include "plugin/disk/image-table.h"
-#include "plugin/disk/image.h"
-#include "plugin/exports.h"
 #include "plugin/log.h"
 #include "plugin/recheck.h"
 #include "plugin/runtime.h"
+#include "plugin/source.h"
 #include "plugin/thread-policy.h"
 #include "plugin/watch/connection.h"
 #include "plugin/watch/observer.h"
@@ -153,71 +151,39 @@ static void aiodisk_unload(void)
 
 /* --- A client connects --- */
 
-static int add_export(void *opaque, const char *name, const struct stat *st)
+static int add_export(void *opaque, const char *name, const char *description)
 {
-    char description[64] = "block device";
-
-    if (S_ISREG(st->st_mode))
-        snprintf(description, sizeof description, "file, %lld bytes", (long long)st->st_size);
     return nbdkit_add_export(opaque, name, description);
 }
 
 static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
+    const struct source *source = source_given();
     char why[LOG_LINE_SIZE] = "";
 
-    if (!config.directory.name)
+    if (!source->has_names())
         return nbdkit_use_default_export(exports);
-    int r = exports_list(&config.directory, add_export, exports, why);
+    int r = source->list(add_export, exports, why);
     if (r < 0 && why[0] != '\0')
         log_error("%s", why);
     return r < 0 ? -1 : 0;
 }
 
-/* Opens the image that the client asked for.  Returns a descriptor for image_get and stores the
- * name for messages; or returns -errno with the reason in `why`.  The descriptor is config.fd
- * itself with fd=, which must stay open, and otherwise an O_PATH descriptor.
- */
-static int open_export(const char **name, char why[LOG_LINE_SIZE])
+static int get_disk(struct connection *c, int readonly, char why[LOG_LINE_SIZE])
 {
-    if (config.directory.name) {
-        *name = nbdkit_export_name();
-        if (!*name)
-            return -ENOMEM;
-        return exports_open_one(&config.directory, *name, why);
-    }
-    *name = config.file ? config.file : nbdkit_printf_intern("fd=%d", config.fd);
-    if (!*name)
-        return -ENOMEM;
-    return config.file ? exports_open_file(config.file, why) : config.fd;
-}
-
-static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE])
-{
-    const char *name;
-    struct image_options options = {
+    const struct source *source = source_given();
+    const char *name = source->has_names() ? nbdkit_export_name() : "";
+    struct figures *figures = config.metrics && name ? figures_get(name) : NULL;
+    const struct source_options options = {
         .room = &room_config,
         .readonly = readonly,
-        .direct = config.cache == CACHE_NONE,
-        .locking = config.locking,
-        .advice = config.advice,
-        .inherited = config.fd >= 0,
-        .many = config.directory.name,
+        .tally = figures ? figures->tally : NULL,
     };
 
-    int path_fd = open_export(&name, why);
-    if (path_fd < 0)
-        return path_fd;
-    /* With file= and fd= there is one export, whatever name a client asks for. */
-    struct figures *figures =
-        config.metrics ? figures_get(config.directory.name ? name : "") : NULL;
-    options.tally = figures ? figures->tally : NULL;
-    struct image *image;
-    int r = config.metrics && !figures ? -ENOMEM : image_get(path_fd, name, &options, &image, why);
-    if (path_fd != config.fd)
-        close(path_fd);
+    if (!name || (config.metrics && !figures))
+        return -ENOMEM;
+    int r = source->open(name, &options, &c->disk, why);
     if (r == 0) {
-        c->disk = &image->disk;
         call_list_init(&c->calls, c->disk->name, figures);
         c->image_figures = figures_of_tally(c->disk->tally);
     }
@@ -226,10 +192,10 @@ static int get_image(struct connection *c, int readonly, char why[LOG_LINE_SIZE]
 
 static void *aiodisk_open(int readonly)
 {
-    char why[LOG_LINE_SIZE] = "out of memory"; /* unless get_image stores another reason */
+    char why[LOG_LINE_SIZE] = "out of memory"; /* unless get_disk stores another reason */
     struct connection *c = calloc(1, sizeof *c);
 
-    if (!c || get_image(c, readonly, why) < 0) {
+    if (!c || get_disk(c, readonly, why) < 0) {
         log_error("%s", why);
         free(c);
         return NULL;

@@ -2,8 +2,9 @@
 /* A disk: what nbdkit's face (plugin/) and the figures (plugin/watch/) talk to.
  *
  * A disk has one implementation, chosen when the disk is opened: files and block devices
- * (image-disk.c).  An implementation embeds struct disk in a struct of its own and fills in the
- * fields and the table of functions.  Nothing above this interface knows the implementation.
+ * (image-disk.c), or Ceph RBD images (rbd-disk.c).  An implementation embeds struct disk in a
+ * struct of its own and fills in the fields and the table of functions.  Nothing above this
+ * interface knows the implementation.
  *
  * A disk is shared by all clients that opened it.  Requests of any number of threads run at once.
  */
@@ -79,7 +80,8 @@ struct disk_ops {
     int (*trim)(struct disk *disk, uint64_t length, uint64_t offset, unsigned flags);
 
     /* Calls add(opaque, extent) for consecutive extents from `offset` on, until `length` bytes are
-     * covered, or for the first extent only with only_one.  A hole is never reported where there
+     * covered or further extents would take long, but for one extent at least; or for the first
+     * extent only with only_one.  A hole is never reported where there
      * were data when the call began.  Also returns what `add` returned if that was not 0.
      */
     int (*extents)(struct disk *disk, uint64_t length, uint64_t offset, bool only_one,

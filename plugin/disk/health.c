@@ -63,21 +63,31 @@ void health_put(struct health *health)
     pthread_mutex_unlock(&healths_lock);
 }
 
-void image_fail(struct image *image, int err)
+void health_fail(struct health *health, const char *name, int err)
 {
     int expected = 0;
 
-    PROBE(flush_failed, image->name, -err);
-    if (atomic_compare_exchange_strong(&image->flush.health->error, &expected, err))
+    PROBE(flush_failed, name, -err);
+    if (atomic_compare_exchange_strong(&health->error, &expected, err))
         log_warning("%s: a sync failed (%s), so writes may be lost: every flush and FUA write on "
                     "it fails from now on. Check the disk below, restore or repair the image, then "
                     "restart nbdkit",
-                    image->name, strerror(-err));
+                    name, strerror(-err));
+}
+
+int health_error(const struct health *health)
+{
+    return atomic_load(&health->error);
+}
+
+void image_fail(struct image *image, int err)
+{
+    health_fail(image->flush.health, image->name, err);
 }
 
 int image_health(const struct image *image)
 {
-    return atomic_load(&image->flush.health->error);
+    return health_error(image->flush.health);
 }
 
 void health_forget_all(void)

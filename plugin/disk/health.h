@@ -21,11 +21,15 @@ struct health *health_get(const struct image_key *key);
 void health_put(struct health *health);
 
 /* Records that a sync failed with `err` (-errno), and warns, unless the disk has failed before.
- * nbdkit's threads; does not block.
+ * name: of the disk, for the warning.  nbdkit's threads; does not block.
  */
-void image_fail(struct image *image, int err);
+void health_fail(struct health *health, const char *name, int err);
 
 /* Returns 0, or the -errno that the disk failed with.  Any thread; does not block. */
+int health_error(const struct health *health);
+
+/* The same two for an image. */
+void image_fail(struct image *image, int err);
 int image_health(const struct image *image);
 
 /* Forgets every failure.  Nothing is served any more.  Main thread. */

@@ -38,8 +38,8 @@ refused 'max-threads=8k: not a number' disk.img max-threads=8k
 refused 'queue-depth=0: out of range' disk.img queue-depth=0
 refused 'min-threads=9: more than max-threads=8' disk.img max-threads=8 min-threads=9
 refused 'dispatch=pool: needs backend=threads' disk.img dispatch=pool backend=io_uring
-refused 'only one of file=, dir=, fd= and dirfd=' disk.img dir=folder
-refused 'only one of file=, dir=, fd= and dirfd=' disk.img file=disk.img
+refused 'only one of file=, dir=, fd=, dirfd=' disk.img dir=folder
+refused 'only one of file=, dir=, fd=, dirfd=' disk.img file=disk.img
 refused 'fd=77: Bad file descriptor' fd=77
 refused 'fd=1: out of range' fd=1
 refused 'fd=3: is a FIFO' fd=3 3<>fifo
