@@ -25,6 +25,8 @@
 
 #define MAX_WATCHERS 64
 #define MAX_OWNERS 8
+#define ADDRESS_SIZE 128
+#define HEADER_SIZE 96
 
 /* Objects that one call of ceph_image_data looks at when each of them costs a request. */
 #define EXACT_OBJECTS 64u
@@ -92,11 +94,10 @@ static int read_facts(struct ceph_image *image)
 
 /* --- One writer --- */
 
-/* Stores the address of the client in `address` and returns its id; id 0: of any client but this
- * one.  Returns 0 if no such client watches the image.
+/* Returns the id of the client with this address if it watches the image; or of any client but this
+ * one, and stores its address, if `address` is empty.  Otherwise returns 0.
  */
-static uint64_t find_watcher(const struct ceph_image *image, uint64_t id, char *address,
-                             size_t size)
+static uint64_t find_watcher(const struct ceph_image *image, char address[ADDRESS_SIZE])
 {
     rbd_image_watcher_t watchers[MAX_WATCHERS];
     size_t count = MAX_WATCHERS;
@@ -105,35 +106,33 @@ static uint64_t find_watcher(const struct ceph_image *image, uint64_t id, char *
     if (ceph_api.rbd_watchers_list(image->rbd, watchers, &count) < 0)
         return 0;
     for (size_t i = 0; i < count && !found; i++) {
-        uint64_t watcher = watchers[i].id;
-        if (id ? watcher == id : watcher != image->ceph.id) {
-            found = watcher;
-            snprintf(address, size, "%s", watchers[i].addr);
+        uint64_t id = watchers[i].id;
+        if (address[0] != '\0' ? strcmp(watchers[i].addr, address) == 0 : id != image->ceph.id) {
+            found = id;
+            snprintf(address, ADDRESS_SIZE, "%s", watchers[i].addr);
         }
     }
     ceph_api.rbd_watchers_list_cleanup(watchers, count);
     return found;
 }
 
-/* Returns the id of the client that owns the exclusive lock, or 0. */
-static uint64_t find_owner(const struct ceph_image *image)
+/* Stores the address of the client that owns the exclusive lock; returns false if there is none. */
+static bool find_owner(const struct ceph_image *image, char address[ADDRESS_SIZE])
 {
     char *owners[MAX_OWNERS];
     size_t count = MAX_OWNERS;
     rbd_lock_mode_t mode;
-    unsigned long long id = 0;
 
-    if (ceph_api.rbd_lock_get_owners(image->rbd, &mode, owners, &count) < 0)
-        return 0;
-    if (count > 0 && sscanf(owners[0], "client.%llu", &id) != 1)
-        id = 0;
+    if (ceph_api.rbd_lock_get_owners(image->rbd, &mode, owners, &count) < 0 || count == 0)
+        return false;
+    snprintf(address, ADDRESS_SIZE, "%s", owners[0]);
     ceph_api.rbd_lock_get_owners_cleanup(owners, count);
-    return id == image->ceph.id ? 0 : id;
+    return true;
 }
 
-static void header_of(const struct ceph_image *image, char *header, size_t size)
+static void header_of(const struct ceph_image *image, char header[HEADER_SIZE])
 {
-    snprintf(header, size, "rbd_header.%s", strchr(image->facts.id, '/') + 1);
+    snprintf(header, HEADER_SIZE, "rbd_header.%s", strchr(image->facts.id, '/') + 1);
 }
 
 /* An owner that is alive is not asked for the lock: librbd's default is to give the lock away and
@@ -142,20 +141,16 @@ static void header_of(const struct ceph_image *image, char *header, size_t size)
  */
 static int take_lock(struct ceph_image *image, char *why, size_t why_size)
 {
-    char address[128] = "an unknown address", header[96];
-    uint64_t owner = find_owner(image);
+    char address[ADDRESS_SIZE] = "", header[HEADER_SIZE];
+    uint64_t owner = find_owner(image, address) ? find_watcher(image, address) : 0;
+    int r = -EROFS;
 
-    header_of(image, header, sizeof header);
-    if (owner && ceph_is_alive(&image->ceph, header, owner)) {
-        find_watcher(image, owner, address, sizeof address);
+    header_of(image, header);
+    if (!owner || !ceph_is_alive(&image->ceph, header, owner))
+        r = ceph_api.rbd_lock_acquire(image->rbd, RBD_LOCK_MODE_EXCLUSIVE);
+    if (r == -EROFS && find_owner(image, address)) {
+        owner = find_watcher(image, address);
         snprintf(why, why_size, "client.%llu at %s has the exclusive lock",
-                 (unsigned long long)owner, address);
-        return -EBUSY;
-    }
-    int r = ceph_api.rbd_lock_acquire(image->rbd, RBD_LOCK_MODE_EXCLUSIVE);
-    if (r == -EROFS && (owner = find_owner(image))) {
-        find_watcher(image, owner, address, sizeof address);
-        snprintf(why, why_size, "client.%llu at %s has the exclusive lock and keeps it",
                  (unsigned long long)owner, address);
         return -EBUSY;
     }
@@ -170,12 +165,13 @@ static int take_lock(struct ceph_image *image, char *why, size_t why_size)
 static int look_for_others(struct ceph_image *image, char *why, size_t why_size)
 {
     const struct timespec pause = {.tv_nsec = WATCH_PAUSE_NS};
-    char address[128], header[96];
+    char address[ADDRESS_SIZE], header[HEADER_SIZE];
     uint64_t other = 0;
 
-    header_of(image, header, sizeof header);
+    header_of(image, header);
     for (int i = 0; i < WATCH_TRIES; i++) {
-        other = find_watcher(image, 0, address, sizeof address);
+        address[0] = '\0';
+        other = find_watcher(image, address);
         if (!other)
             return 0;
         if (ceph_is_alive(&image->ceph, header, 0))

@@ -363,6 +363,9 @@ void config_dump(void)
     printf("aiodisk_slow_request=%u\n", DEFAULT_SLOW_S);
     for (int i = 0; i < WORD_KEYS; i++)
         dump_words(word_parameters[i].key, word_parameters[i].words);
+#ifdef HAVE_RBD
+    printf("aiodisk_rbd=yes\n");
+#endif
 }
 
 void config_free(void)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# A real Ceph cluster for one shell test: a monitor and an OSD on bluestore, without a manager.
+#
+# A test sources this file after functions.sh and calls start_ceph.  The cluster lives in $dir/ceph,
+# listens on 127.0.0.1 at ports that were free, and ends with the test.  CEPH_CONF is exported, so
+# `rbd`, `ceph` and the plugin find the cluster.  Authentication is off.
+export PATH=$PATH:/usr/sbin
+unset CEPH_ARGS
+ceph=$dir/ceph
+
+# free_port: prints a port below the kernel's own range (ip_local_port_range begins at 32768), and
+# so that the 60 ports after it are free as well.
+free_port() {
+    local port used
+    used=$(ss -Htln | awk '{ sub(".*:", "", $4); print $4 }')
+    while :; do
+        port=$((12000 + RANDOM % 320 * 64))
+        awk -v from=$port '$1 >= from && $1 < from + 64 { exit 1 }' <<<"$used" && break
+    done
+    echo $port
+}
+
+ceph_conf() {
+    local port=$1
+    cat <<C
+[global]
+fsid = $fsid
+mon_host = [v2:127.0.0.1:$port/0,v1:127.0.0.1:$((port + 1))/0]
+public_addr = 127.0.0.1
+cluster_addr = 127.0.0.1
+ms_bind_port_min = $((port + 2))
+ms_bind_port_max = $((port + 60))
+auth_cluster_required = none
+auth_service_required = none
+auth_client_required = none
+run_dir = $ceph/run
+admin_socket = $ceph/run/\$name.\$pid.asok
+log_file = $ceph/log/\$name.log
+crash_dir = $ceph/crash
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_pool_default_pg_num = 8
+osd_pool_default_pgp_num = 8
+osd_pool_default_pg_autoscale_mode = off
+osd_crush_chooseleaf_type = 0
+mon_allow_pool_size_one = true
+mon_allow_pool_delete = true
+[client]
+admin_socket =
+log_file =
+[mon]
+mon_data = $ceph/mon
+mon_data_avail_crit = 1
+mon_data_avail_warn = 2
+mon_cluster_log_file = $ceph/log/cluster.log
+auth_allow_insecure_global_id_reclaim = false
+paxos_propose_interval = 0.05
+paxos_min_wait = 0.01
+[osd]
+osd_data = $ceph/osd
+osd_objectstore = bluestore
+bluestore_block_create = true
+bluestore_block_size = 4294967296
+bluestore_cache_autotune = false
+bluestore_cache_size = 67108864
+osd_memory_target = 939524096
+osd_client_watch_timeout = 5
+osd_fast_shutdown = false
+C
+}
+
+osd_is_up() { timeout 20 ceph osd stat -f json 2>/dev/null | grep -q '"num_up_osds":1'; }
+
+# start_osd: starts the OSD, again after stop_osd; sets $osd.
+start_osd() {
+    ceph-osd -f -i 0 </dev/null >>"$ceph/log/osd.out" 2>&1 &
+    osd=$!
+    pids+=("$osd")
+    wait_for 60 osd_is_up
+}
+# freeze_osd, thaw_osd: the OSD answers nothing, for as long as the test likes.
+freeze_osd() { kill -STOP "$osd"; }
+thaw_osd() { kill -CONT "$osd"; }
+
+# start_ceph: starts the cluster, with an empty pool `rbd`.
+start_ceph() {
+    local program port uuid fsid
+    for program in ceph-mon ceph-osd ceph rbd; do
+        command -v $program >/dev/null || skip "$program is not installed"
+    done
+    mkdir -p "$ceph"/{run,log,crash,mon,osd}
+    port=$(free_port)
+    fsid=$(cat /proc/sys/kernel/random/uuid) uuid=$(cat /proc/sys/kernel/random/uuid)
+    ceph_conf "$port" >"$ceph/ceph.conf"
+    export CEPH_CONF=$ceph/ceph.conf
+    {
+        monmaptool --create --clobber --fsid "$fsid" \
+            --addv a "[v2:127.0.0.1:$port,v1:127.0.0.1:$((port + 1))]" "$ceph/monmap"
+        timeout 60 ceph-mon --mkfs -i a --monmap "$ceph/monmap"
+    } >"$ceph/log/mkfs.out" 2>&1 || fail_with "$ceph/log/mkfs.out" "no monitor"
+    ceph-mon -f -i a </dev/null >"$ceph/log/mon.out" 2>&1 &
+    pids+=($!)
+    {
+        timeout 60 ceph --connect-timeout 50 osd new "$uuid" 0
+        timeout 60 ceph-osd --mkfs -i 0 --osd-uuid "$uuid" --no-mon-config
+    } >"$ceph/log/osd-mkfs.out" 2>&1 || fail_with "$ceph/log/osd-mkfs.out" "no OSD"
+    start_osd
+    make_pool rbd
+}
+
+# make_pool NAME
+make_pool() {
+    timeout 60 ceph osd pool create "$1" 8 8 replicated 2>/dev/null
+    timeout 60 rbd pool init "$1"
+}
