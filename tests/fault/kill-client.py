@@ -79,7 +79,7 @@ class CountedServer(Server):
     def is_clean(self):
         """The dead client's connections and the image's threads are gone, or nbdkit has ended."""
         return self.ended() or (not self.count_connections() and
-                                self.threads() == (["nbdkit"], 0))
+                                self.threads() == (["aiodisk-watch", "nbdkit"], 0))
 
     def has_nbdkits_own_abort(self):
         """nbdkit up to 1.32.5 aborts if a client dies with parallel requests on a connection."""

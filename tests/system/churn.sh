@@ -84,11 +84,11 @@ def one_round(number):
 
 
 server.connect("0").shutdown()
-wait_until(lambda: count("task") == 1, "the first client to be gone")
+wait_until(lambda: count("task") == 2, "the first client to be gone")
 idle = count("task"), count("fd")
 one_round(0)
 warm = memory()
-print(f"{opens} opens: {idle[0]} thread, {idle[1]} descriptors, {warm} KiB")
+print(f"{opens} opens: {idle[0]} threads, {idle[1]} descriptors, {warm} KiB")
 for number in range(1, rounds + 1):
     one_round(number)
     print(f"round {number}: {memory()} KiB")

@@ -77,9 +77,9 @@ uri, pid, group = sys.argv[1:]
 h = nbd.NBD()
 h.connect_uri(uri)
 # The limit must not stop nbdkit's own threads: the main thread, one for the connection, its 16
-# workers; and the plugin's loop thread.
+# workers; and the plugin's loop thread and observer.
 end = time.monotonic() + 10
-while len(os.listdir(f"/proc/{pid}/task")) < 19:
+while len(os.listdir(f"/proc/{pid}/task")) < 20:
     assert time.monotonic() < end, "nbdkit did not start its threads"
 with open(group + "/cgroup.procs", "w") as f:
     f.write(pid)

@@ -69,7 +69,7 @@ def connect(count):
 
 # One client comes and goes before the count: nbdkit may still have its pid file open until then.
 server.connect().shutdown()
-wait_until(lambda: len(os.listdir(f"/proc/{pid}/task")) == 1, "the first client to be gone")
+wait_until(lambda: len(os.listdir(f"/proc/{pid}/task")) == 2, "the first client to be gone")
 before = descriptors()
 resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit[1], limit[1]))
 assert connect(MOST), "the image cannot be opened at all:\n" + server.read_log()

@@ -32,7 +32,7 @@ def connect():
 def hold_up(thread, expression):
     log = f"{directory}/strace.{thread}"
     with open(log, "w") as f:
-        tracer = subprocess.Popen(["strace", "-p", thread, "-e", "trace=close,fstat,newfstatat",
+        tracer = subprocess.Popen(["strace", "-p", thread, "-e", "trace=close,statx",
                                    "-e", "inject=" + expression], stderr=f)
     wait_until(lambda: "attached" in open(log).read() or tracer.poll() is not None, "strace")
     assert tracer.poll() is None, open(log).read()
@@ -53,9 +53,9 @@ opener = nbd.NBD()
 opener.connect_uri(uri)
 slow, slow_thread = connect()
 late, late_thread = connect()
-# The first fstat is that of the type, the second one that of the size.  The first close is that of
+# The first statx is that of the disk's key, the second one that of its size.  The first close is that of
 # the descriptor that a second client does not need, the second close that of the path.
-tracers = [hold_up(slow_thread, "fstat,newfstatat:delay_exit=1000000:when=2"),
+tracers = [hold_up(slow_thread, "statx:delay_exit=1000000:when=2"),
            hold_up(late_thread, "close:delay_enter=2000000:when=2")]
 slow.aio_opt_go()
 slow.poll(0)
