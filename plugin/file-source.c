@@ -91,12 +91,12 @@ static int open_disk(const char *export_name, const struct source_options *optio
         .advice = config.advice,
         .inherited = config.fd >= 0,
         .many = config.directory.name,
-        .tally = options->tally,
     };
 
     int path_fd = open_export(export_name, &name, why);
     if (path_fd < 0)
         return path_fd;
+    image_options.tally = options->tally.find(options->tally.opaque);
     int r = image_get(path_fd, name, &image_options, &image, why);
     if (path_fd != config.fd)
         close(path_fd);

@@ -169,22 +169,29 @@ static int aiodisk_list_exports(int readonly, int is_tls, struct nbdkit_exports 
     return r < 0 ? -1 : 0;
 }
 
+static struct tally *find_tally(void *export_name)
+{
+    struct figures *figures = config.metrics ? figures_get(export_name) : NULL;
+
+    return figures ? figures->tally : NULL;
+}
+
 static int get_disk(struct connection *c, int readonly, char why[LOG_LINE_SIZE])
 {
     const struct source *source = source_given();
     const char *name = source->has_names() ? nbdkit_export_name() : "";
-    struct figures *figures = config.metrics && name ? figures_get(name) : NULL;
     const struct source_options options = {
         .room = &room_config,
         .readonly = readonly,
-        .tally = figures ? figures->tally : NULL,
+        .tally = {.find = find_tally, .opaque = (void *)name},
     };
 
-    if (!name || (config.metrics && !figures))
+    if (!name)
         return -ENOMEM;
     int r = source->open(name, &options, &c->disk, why);
     if (r == 0) {
-        call_list_init(&c->calls, c->disk->name, figures);
+        /* The disk may be open under another name, so it may count into other figures. */
+        call_list_init(&c->calls, c->disk->name, config.metrics ? figures_get(name) : NULL);
         c->image_figures = figures_of_tally(c->disk->tally);
     }
     return r;

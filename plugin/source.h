@@ -9,17 +9,15 @@
 
 #include <stdbool.h>
 
+#include "plugin/disk/disk.h"
 #include "plugin/disk/log.h"
 
-struct disk;
 struct room_config;
-struct tally;
 
 struct source_options {
     const struct room_config *room;
     bool readonly;
-    /* Counters that must outlive the disk, used if the disk is not open yet; or NULL. */
-    struct tally *tally;
+    struct tally_finder tally;
 };
 
 /* The functions that fail return -errno and store one line in `why`, which names the disk and the

@@ -21,6 +21,15 @@ struct tally;
 /* The largest request that carries data, in bytes.  nbdkit advertises and enforces it. */
 #define DISK_MAX_REQUEST (64u << 20)
 
+/* How an implementation gets the tally of a disk that it opens: by find(opaque), once it knows that
+ * the disk exists.  Names that clients make up get no tally.  The tally outlives the disk; NULL:
+ * nothing is counted.
+ */
+struct tally_finder {
+    struct tally *(*find)(void *opaque);
+    void *opaque;
+};
+
 struct extent {
     uint64_t offset, length; /* bytes */
     bool hole;               /* reads as zeros; otherwise the extent may hold anything */

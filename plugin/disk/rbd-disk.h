@@ -22,7 +22,7 @@ struct rbd_options {
     bool readonly;
     bool uncached; /* cache=none: no cache in librbd; otherwise ceph.conf says */
     enum ceph_lock lock;
-    struct tally *tally; /* as in struct image_options */
+    struct tally_finder tally;
 };
 
 /* Flushes run one at a time, and a flush that begins while another runs waits for the next one:

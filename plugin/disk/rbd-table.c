@@ -60,19 +60,20 @@ static struct health *find_health(const struct ceph_image_facts *facts)
     return health_get(&key);
 }
 
-static int open_room(struct rbd_disk *rbd, const struct rbd_options *options, char *why)
+static int open_room(struct rbd_disk *rbd, const struct rbd_options *options, struct tally *tally,
+                     char *why)
 {
     struct room_config config = *options->room;
     char reason[ROOM_WHY_SIZE];
 
     config.backend = backend_name(0);
-    int r = room_open(&rbd->room, &config, true, options->tally, reason);
+    int r = room_open(&rbd->room, &config, true, tally, reason);
     if (r < 0)
         return fail(why, rbd->name, r, reason);
     struct backend_config backend = {
         .loop = rbd->room.loop,
         .pool = rbd->room.pool,
-        .tally = options->tally,
+        .tally = tally,
     };
     r = ceph_backend_open(rbd->image, &backend, &rbd->backend);
     return r < 0 ? fail(why, rbd->name, r, strerror(-r)) : 0;
@@ -98,10 +99,11 @@ static int open_disk(struct rbd_disk *rbd, const struct ceph_name *name,
     rbd->health = find_health(ceph_image_facts(rbd->image));
     if (!rbd->health)
         return fail(why, rbd->name, -ENOMEM, strerror(ENOMEM));
-    r = open_room(rbd, options, why);
+    struct tally *tally = options->tally.find(options->tally.opaque);
+    r = open_room(rbd, options, tally, why);
     if (r < 0)
         return r;
-    rbd_disk_fill(rbd, options->tally);
+    rbd_disk_fill(rbd, tally);
     const struct ceph_image_facts *facts = ceph_image_facts(rbd->image);
     if (facts->why_readonly)
         log_warning("rbd %s: served read-only: %s", rbd->name, facts->why_readonly);

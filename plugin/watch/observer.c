@@ -87,7 +87,7 @@ static void look(void *opaque, struct connection *connection)
     struct figures *of_image = connection->image_figures;
 
     look_at_calls(connection, *now);
-    if (!of_image)
+    if (!of_image || !connection->calls.figures)
         return;
     connection->calls.figures->connections++;
     figures_note_disk(connection->calls.figures, connection->disk);

@@ -55,7 +55,7 @@ check samples "$file" 'request_errors_total{op="read",errno="EIO"}=3' \
     fail_with "$file" "see above"
 truncate -s 64M "$dir/disk.img"
 
-say "$*: names are escaped, also those that are not UTF-8"
+say "$*: names are escaped, also those that are not UTF-8; no name is made up by a client"
 mkdir "$dir/exports"
 names=('plain' 'quote"d' $'new\nline' 'back\slash' 'größe' $'bad\xffbyte' '{a="b"}')
 for name in "${names[@]}"; do truncate -s 1M "$dir/exports/$name"; done
@@ -64,6 +64,7 @@ for name in "${names[@]}"; do
     encoded=$(printf %s "$name" | od -An -v -tx1 | tr -d '\n' | tr ' ' %)
     nbdinfo --size "nbd+unix:///$encoded?socket=$socket"
 done
+! nbdinfo --size "nbd+unix:///nothing?socket=$socket" 2>/dev/null || fail "an export that is none"
 stop
 promtool check metrics <"$file" || fail_with "$file" "promtool"
 check names "$file" 'plain' 'quote"d' $'new\nline' 'back\slash' 'größe' 'bad\xffbyte' '{a="b"}' ||

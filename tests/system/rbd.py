@@ -122,7 +122,8 @@ def random_model(seconds):
             while not h.aio_command_completed(cookie):
                 h.poll(-1)
         offset = rng.randrange(size - 65536)
-        assert rng.choice(handles).pread(65536, offset) == model[offset:offset + 65536], "other data"
+        got = rng.choice(handles).pread(65536, offset)
+        assert got == model[offset:offset + 65536], "other data"
         if rng.random() < 0.2:
             handles[0].flush()
     assert handles[1].pread(size, 0) == model, "other data"

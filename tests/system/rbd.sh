@@ -9,7 +9,8 @@ start_ceph
 
 # script NAME ARGUMENTS...: runs a part of rbd.py against the selected server.
 script() { "$python" "$here/rbd.py" "$socket" "$@" || fail_with "$log" "rbd.py $1 failed"; }
-# client_refused PATTERN EXPORT: a client is refused, and the server says why in a line that matches.
+# client_refused PATTERN EXPORT: a client is refused, and the server says why in a line that
+# matches.
 client_refused() {
     if nbdinfo --size "nbd+unix:///${2:-}?socket=$socket" >/dev/null 2>&1; then
         fail "a client got in: $1"

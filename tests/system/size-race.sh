@@ -53,8 +53,8 @@ opener = nbd.NBD()
 opener.connect_uri(uri)
 slow, slow_thread = connect()
 late, late_thread = connect()
-# The first statx is that of the disk's key, the second one that of its size.  The first close is that of
-# the descriptor that a second client does not need, the second close that of the path.
+# The first statx is that of the disk's key, the second one that of its size.  The first close is
+# that of the descriptor that a second client does not need, the second close that of the path.
 tracers = [hold_up(slow_thread, "statx:delay_exit=1000000:when=2"),
            hold_up(late_thread, "close:delay_enter=2000000:when=2")]
 slow.aio_opt_go()
