@@ -52,6 +52,7 @@ enum word_key {
     KEY_LOCKING,
     KEY_SYMLINKS,
     KEY_FADVISE,
+    KEY_DISCARD,
     WORD_KEYS
 };
 static struct {
@@ -77,6 +78,7 @@ static struct {
     [KEY_FADVISE] = {"fadvise",
                      WORDS([POSIX_FADV_NORMAL] = "normal", [POSIX_FADV_RANDOM] = "random",
                            [POSIX_FADV_SEQUENTIAL] = "sequential")},
+    [KEY_DISCARD] = {"discard", WORDS([DISCARD_UNMAP] = "unmap", [DISCARD_IGNORE] = "ignore")},
 #undef WORDS
 };
 
@@ -254,8 +256,8 @@ int config_set(const char *key, const char *value)
     }
     log_error("%s=%s: unknown parameter; known are: file, dir, directory, dirfd, symlinks, fd, "
               "cache, direct, fadvise, backend, dispatch, max-threads, min-threads, queue-depth, "
-              "locking, metrics, metrics-server, slow-request, rbd, rbd-pool, rbd-conf, rbd-user, "
-              "rbd-timeout",
+              "locking, discard, metrics, metrics-server, slow-request, rbd, rbd-pool, rbd-conf, "
+              "rbd-user, rbd-timeout",
               key, value);
     return -1;
 }
@@ -315,6 +317,7 @@ int config_complete(void)
         return -1;
     config.dispatch = word_parameters[KEY_DISPATCH].word;
     config.locking = word_parameters[KEY_LOCKING].word;
+    config.space.discard = word_parameters[KEY_DISCARD].word;
     config.advice = word_parameters[KEY_FADVISE].word;
     config.directory.symlinks = word_parameters[KEY_SYMLINKS].word;
     resolve_backend();

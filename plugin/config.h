@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "plugin/disk/qemu-lock.h"
+#include "plugin/disk/space.h"
 #include "plugin/exports.h"
 
 enum cache_mode {
@@ -39,6 +40,7 @@ struct config {
     enum dispatch_mode dispatch;
     enum locking_mode locking;
     int advice; /* of posix_fadvise(2) */
+    struct space_policy space;
 
     const char *backend;  /* after config_complete a name that backend_name() knows */
     unsigned max_threads; /* slots of the pool, 1-POOL_MAX_THREADS */
@@ -73,6 +75,7 @@ extern struct config config;
     "min-threads=<N>             How many idle worker threads are kept (default 0).\n" \
     "queue-depth=<N>             Ring size of io_uring and libaio (default 128).\n" \
     "locking=auto|on|off         Take the locks that QEMU takes on images (default auto).\n" \
+    "discard=unmap|ignore        ignore: no trim or zero gives space back (default unmap).\n" \
     "metrics=<FILE>              Write Prometheus metrics to this file each second.\n" \
     "metrics-server=<NAME>       Add the label server=\"NAME\" to each metric.\n" \
     "slow-request=<SECONDS>      Log a request that is older (default 10; 0: never)."

@@ -26,6 +26,7 @@
 #include "plugin/disk/bounce.h"
 #include "plugin/disk/disk.h"
 #include "plugin/disk/health.h"
+#include "plugin/disk/space.h"
 #include "plugin/log.h"
 #include "plugin/recheck.h"
 #include "plugin/runtime.h"
@@ -364,7 +365,7 @@ static int aiodisk_trim(void *handle, uint32_t count, uint64_t offset, uint32_t 
 {
     struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_TRIM, count, offset);
-    int r = disk->ops->trim(disk, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
+    int r = space_trim(&config.space, disk, count, offset, flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0);
 
     return answer(call, "trim", r);
 }
@@ -373,10 +374,10 @@ static int aiodisk_zero(void *handle, uint32_t count, uint64_t offset, uint32_t 
 {
     struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_ZERO, count, offset);
-    int r = disk->ops->zero(disk, count, offset,
-                            (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
-                                (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
-                                (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
+    int r = space_zero(&config.space, disk, count, offset,
+                       (flags & NBDKIT_FLAG_MAY_TRIM ? ZERO_MAY_TRIM : 0) |
+                           (flags & NBDKIT_FLAG_FAST_ZERO ? ZERO_FAST : 0) |
+                           (flags & NBDKIT_FLAG_FUA ? ZERO_FUA : 0));
 
     return answer(call, flags & NBDKIT_FLAG_FAST_ZERO ? FAST_ZERO : "zero", r);
 }

@@ -42,6 +42,10 @@ enum zero_flags {
      */
     ZERO_FAST = 1 << 1,
     ZERO_FUA = 1 << 2, /* durable when it returns 0 */
+    /* Not even for a moment may the range be a hole, which other programs could take the space of.
+     * Not together with ZERO_MAY_TRIM.
+     */
+    ZERO_NO_PUNCH = 1 << 3,
 };
 
 /* The requests (read to prefetch) run on any thread but a loop's and the workers', and block.

@@ -160,7 +160,7 @@ static int zero_file_step(struct image *image, uint64_t length, uint64_t offset,
         r = punch(image, length, offset);
     if (steps_down(r))
         r = zero_range(image, length, offset);
-    if (steps_down(r) && !(flags & ZERO_MAY_TRIM))
+    if (steps_down(r) && !(flags & (ZERO_MAY_TRIM | ZERO_NO_PUNCH)))
         r = punch_and_allocate(image, length, offset, flags & ZERO_FAST);
     return r;
 }

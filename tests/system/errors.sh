@@ -25,6 +25,7 @@ refused 'backend=magic: unknown value in this build; allowed are: auto, threads'
     backend=magic
 refused 'dispatch=never: unknown value' disk.img dispatch=never
 refused 'locking=maybe: unknown value' disk.img locking=maybe
+refused 'discard=off: unknown value; allowed are: unmap, ignore' disk.img discard=off
 refused 'fadvise=often: unknown value; allowed are: normal, random, sequential' disk.img \
     fadvise=often
 refused 'symlinks=all: unknown value; allowed are: inside, anywhere, none' dir=folder symlinks=all

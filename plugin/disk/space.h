@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What a request may do to the space that a disk has allocated: discard=.
+ *
+ * The policy stands above the disk, so it is the same for every kind of disk.
+ */
+#ifndef AIODISK_SPACE_H
+#define AIODISK_SPACE_H
+
+#include "plugin/disk/disk.h"
+
+/* QEMU's names. */
+enum discard_mode {
+    DISCARD_UNMAP,  /* a trim, and a zero that may trim, gives space back */
+    DISCARD_IGNORE, /* no request gives space back */
+};
+
+struct space_policy {
+    /* Set before the first request; read by any thread. */
+    enum discard_mode discard;
+};
+
+/* Zero and trim as in struct disk_ops, after the policy.  With DISCARD_IGNORE a zero never leaves a
+ * hole, not even for a moment, and a trim changes no byte.
+ */
+int space_zero(const struct space_policy *policy, struct disk *disk, uint64_t length,
+               uint64_t offset, unsigned flags);
+int space_trim(const struct space_policy *policy, struct disk *disk, uint64_t length,
+               uint64_t offset, unsigned flags);
+
+#endif
