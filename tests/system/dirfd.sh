@@ -84,8 +84,8 @@ refused 'dirfd=77: cannot be read as a directory: Bad file descriptor' dirfd=77
 refused 'dirfd=7: cannot be read as a directory: Not a directory' dirfd=7 7<exports/one
 refused 'dirfd=1: out of range' dirfd=1
 refused 'dirfd=exports: not a number' dirfd=exports
-refused 'only one of file=, dir=, fd= and dirfd=' dirfd=7 dir=exports 7<exports
-refused 'only one of file=, dir=, fd= and dirfd=' fd=8 dirfd=7 7<exports 8<exports/one
+refused 'only one of file=, dir=, fd=, dirfd=' dirfd=7 dir=exports 7<exports
+refused 'only one of file=, dir=, fd=, dirfd=' fd=8 dirfd=7 7<exports 8<exports/one
 refused 'fd=7: is a directory' fd=7 7<exports
 
 need_root "another user"
