@@ -3,7 +3,8 @@
 # One combination of backend, cache, dispatch and target: the conformance program's comparison with
 # a model, then the faults that this target can have.
 #
-# conformance.sh BACKEND CACHE DISPATCH ext4|xfs|tmpfs|loop512|loop4k|zram [SECONDS] [SEED]
+# conformance.sh BACKEND CACHE DISPATCH KIND [SECONDS] [SEED]
+# KIND: ext4, xfs, tmpfs, loop512, loop4k, zram, rbd, rbd-simple, rbd-64k or rbd-space
 . "$(dirname "$0")/../lib/functions.sh"
 : "${AIODISK_CONFORMANCE:?is not set: set it to the conformance program of the build}"
 backend=$1 cache=$2 dispatch=$3 kind=$4 seconds=${5:-1}
@@ -48,11 +49,29 @@ zram)
     echo $size >"/sys/block/zram$zram/disksize"
     target=/dev/zram$zram
     ;;
+rbd*)
+    . "$(dirname "$0")/../lib/ceph.sh"
+    start_ceph
+    size=$((33 * MiB + 777)) sparse=--sparse target=rbd=rbd/disk create=()
+    case $kind in
+    rbd) ;;
+    rbd-simple) create=(--image-feature layering) ;; # no object map, no exclusive lock
+    rbd-64k) create=(--object-size 64K) ;;
+    rbd-space)
+        rbd namespace create rbd/space
+        target=rbd=rbd/space/disk
+        ;;
+    *) fail "$kind: unknown target" ;;
+    esac
+    ;;
 *) fail "$kind: unknown target" ;;
 esac
 
 fresh() {
-    if [ -b "$target" ]; then
+    if [[ $kind = rbd* ]]; then
+        rbd remove --no-progress "${target#rbd=}" 2>/dev/null || true
+        rbd create "${target#rbd=}" --size ${size}B "${create[@]}"
+    elif [ -b "$target" ]; then
         blkdiscard "$target"
     else
         rm -f "$target"
@@ -61,7 +80,7 @@ fresh() {
 }
 
 kept_size() {
-    [ -b "$target" ] || [ "$(stat -c %s "$target")" = "$1" ] ||
+    [ -b "$target" ] || [[ $kind = rbd* ]] || [ "$(stat -c %s "$target")" = "$1" ] ||
         fail "the file has $(stat -c %s "$target") bytes, not $1"
 }
 
@@ -145,11 +164,13 @@ case $kind in
 ext4 | xfs | tmpfs) faults=(thin no_space file_limit shrunk_file) ;;
 loop512 | loop4k) faults=(bad_sectors shrunk_disk) ;;
 zram) faults=(no_memory) ;;
+rbd*) faults=() ;;
 esac
 # The errors that system calls can return: the blocking calls, or the ring's.
-case $backend-$cache in
-threads-* | libaio-default) faults+=(interrupted) ;;
-io_uring-* | libaio-none) faults+=(refused_submission) ;;
+case $backend-$cache-$kind in
+*-rbd*) ;; # librbd makes the calls
+threads-* | libaio-default-*) faults+=(interrupted) ;;
+io_uring-* | libaio-none-*) faults+=(refused_submission) ;;
 esac
 
 echo "seed $seed"
