@@ -53,6 +53,7 @@ enum word_key {
     KEY_SYMLINKS,
     KEY_FADVISE,
     KEY_DISCARD,
+    KEY_DETECT_ZEROES,
     WORD_KEYS
 };
 static struct {
@@ -79,6 +80,9 @@ static struct {
                      WORDS([POSIX_FADV_NORMAL] = "normal", [POSIX_FADV_RANDOM] = "random",
                            [POSIX_FADV_SEQUENTIAL] = "sequential")},
     [KEY_DISCARD] = {"discard", WORDS([DISCARD_UNMAP] = "unmap", [DISCARD_IGNORE] = "ignore")},
+    [KEY_DETECT_ZEROES] = {"detect-zeroes",
+                           WORDS([DETECT_ZEROES_OFF] = "off", [DETECT_ZEROES_ON] = "on",
+                                 [DETECT_ZEROES_UNMAP] = "unmap")},
 #undef WORDS
 };
 
@@ -256,8 +260,8 @@ int config_set(const char *key, const char *value)
     }
     log_error("%s=%s: unknown parameter; known are: file, dir, directory, dirfd, symlinks, fd, "
               "cache, direct, fadvise, backend, dispatch, max-threads, min-threads, queue-depth, "
-              "locking, discard, metrics, metrics-server, slow-request, rbd, rbd-pool, rbd-conf, "
-              "rbd-user, rbd-timeout",
+              "locking, discard, detect-zeroes, metrics, metrics-server, slow-request, rbd, "
+              "rbd-pool, rbd-conf, rbd-user, rbd-timeout",
               key, value);
     return -1;
 }
@@ -318,9 +322,16 @@ int config_complete(void)
     config.dispatch = word_parameters[KEY_DISPATCH].word;
     config.locking = word_parameters[KEY_LOCKING].word;
     config.space.discard = word_parameters[KEY_DISCARD].word;
+    config.space.detect_zeroes = word_parameters[KEY_DETECT_ZEROES].word;
     config.advice = word_parameters[KEY_FADVISE].word;
     config.directory.symlinks = word_parameters[KEY_SYMLINKS].word;
     resolve_backend();
+    if (config.space.detect_zeroes == DETECT_ZEROES_UNMAP &&
+        config.space.discard == DISCARD_IGNORE) {
+        log_error("detect-zeroes=unmap: contradicts discard=ignore; use detect-zeroes=on, or "
+                  "discard=unmap");
+        return -1;
+    }
     if (config.dispatch == DISPATCH_POOL && strcmp(config.backend, "threads") != 0) {
         log_error("dispatch=pool: needs backend=threads (or auto), not backend=%s", config.backend);
         return -1;

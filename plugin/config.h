@@ -76,6 +76,7 @@ extern struct config config;
     "queue-depth=<N>             Ring size of io_uring and libaio (default 128).\n" \
     "locking=auto|on|off         Take the locks that QEMU takes on images (default auto).\n" \
     "discard=unmap|ignore        ignore: no trim or zero gives space back (default unmap).\n" \
+    "detect-zeroes=off|on|unmap  Make writes of zeros zeros, or holes (default off).\n" \
     "metrics=<FILE>              Write Prometheus metrics to this file each second.\n" \
     "metrics-server=<NAME>       Add the label server=\"NAME\" to each metric.\n" \
     "slow-request=<SECONDS>      Log a request that is older (default 10; 0: never)."

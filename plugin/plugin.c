@@ -348,7 +348,7 @@ static int aiodisk_pwrite(void *handle, const void *buf, uint32_t count, uint64_
 {
     struct disk *disk = disk_of(handle);
     struct call *call = enter(handle, CLIENT_WRITE, count, offset);
-    int r = disk->ops->write(disk, buf, count, offset, flags & NBDKIT_FLAG_FUA);
+    int r = space_write(&config.space, disk, buf, count, offset, flags & NBDKIT_FLAG_FUA);
 
     return answer(call, "write", r);
 }

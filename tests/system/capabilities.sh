@@ -168,6 +168,7 @@ for line in aiodisk_max_threads=64 aiodisk_min_threads=0 aiodisk_queue_depth=128
     'aiodisk_cache=default none' 'aiodisk_direct=off on' 'aiodisk_dispatch=auto pool' \
     'aiodisk_locking=auto on off' 'aiodisk_symlinks=inside anywhere none' \
     'aiodisk_fadvise=normal random sequential' 'aiodisk_discard=unmap ignore' \
+    'aiodisk_detect_zeroes=off on unmap' \
     magic_config_key=file thread_model=parallel name=aiodisk; do
     grep -qx "$line" dump || fail_with dump "no line $line"
 done

@@ -26,6 +26,10 @@ refused 'backend=magic: unknown value in this build; allowed are: auto, threads'
 refused 'dispatch=never: unknown value' disk.img dispatch=never
 refused 'locking=maybe: unknown value' disk.img locking=maybe
 refused 'discard=off: unknown value; allowed are: unmap, ignore' disk.img discard=off
+refused 'detect-zeroes=yes: unknown value; allowed are: off, on, unmap' disk.img \
+    detect-zeroes=yes
+refused 'detect-zeroes=unmap: contradicts discard=ignore' disk.img detect-zeroes=unmap \
+    discard=ignore
 refused 'fadvise=often: unknown value; allowed are: normal, random, sequential' disk.img \
     fadvise=often
 refused 'symlinks=all: unknown value; allowed are: inside, anywhere, none' dir=folder symlinks=all

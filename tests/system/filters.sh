@@ -225,7 +225,8 @@ for filter in "$(nbdkit --dump-config | sed -n 's/^filterdir=//p')"/nbdkit-*-fil
     all+=(--filter="${filter%-filter.so}")
 done
 for wrong in file= dir= directory= fd=x dirfd=x cache=x direct=x backend=x dispatch=x \
-    max-threads=x min-threads=x queue-depth=x locking=x symlinks=x fadvise=x discard=x; do
+    max-threads=x min-threads=x queue-depth=x locking=x symlinks=x fadvise=x discard=x \
+    detect-zeroes=x; do
     selected=("${all[@]}")
     [[ $wrong != cache* ]] || mapfile -t selected < <(printf '%s\n' "${all[@]}" | grep -vw cache)
     ! nbdkit -f -U - "${selected[@]}" "$plugin" "$wrong" 2>"$dir/err" || fail "accepted: $wrong"
