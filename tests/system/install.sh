@@ -72,3 +72,35 @@ fi
 say "uninstall"
 ninja -C "$AIODISK_BUILD" uninstall >uninstall.log 2>&1 || fail_with uninstall.log "ninja uninstall"
 [ ! -e root ] || [ -z "$(find root -type f)" ] || fail "left: $(find root -type f)"
+
+say "bash completes the parameters, by nbdkit's own script"
+completions=$(pkg-config --variable=completionsdir bash-completion 2>/dev/null) ||
+    completions=/usr/share/bash-completion/completions
+if [ -e "$completions/nbdkit" ]; then
+    # The package bash-completion has this function, and is not needed for anything else.
+    _init_completion() { cur=${words[-1]} prev=${words[-2]}; }
+    built=$plugin # the script has a variable `plugin`
+    # shellcheck disable=SC2317
+    nbdkit() { command nbdkit "${@/#aiodisk/$built}"; }
+    # shellcheck source=/dev/null
+    . "$completions/nbdkit"
+    complete_words() {
+        words=(nbdkit aiodisk "$1")
+        local COMPREPLY=()
+        # The script declares `words` itself.
+        eval "$(declare -f _nbdkit | sed 's/local cur prev words cword split/local cur prev/')"
+        _nbdkit || true # 1: nothing fits
+        echo "${COMPREPLY[*]}"
+    }
+    [ "$(complete_words metrics)" = "metrics= metrics-server=" ] ||
+        fail "metrics is completed to '$(complete_words metrics)'"
+    command nbdkit "$plugin" nonsense=1 2>known || true
+    known=$(sed -n 's/.*known are: //p' known | tr -d ,)
+    for word in $known; do
+        [[ $word != directory ]] || continue # the other spelling of dir
+        [[ " $(complete_words "$word") " = *" $word= "* ]] || fail "$word= is not completed"
+    done
+    unset -f nbdkit
+else
+    say "skipped: nbdkit's completion script is not installed"
+fi
