@@ -8,38 +8,19 @@
 #
 # AIODISK_GUEST_KERNEL names a folder with an unpacked linux-image package, which ./check fetches.
 . "$(dirname "$0")/../lib/functions.sh"
-kernels=("${AIODISK_GUEST_KERNEL:-}"/boot/vmlinuz-*)
-[ -f "${kernels[0]}" ] || skip "no kernel for a guest: ./check fetches one"
-version=${kernels[0]##*/vmlinuz-}
-drivers=$AIODISK_GUEST_KERNEL/lib/modules/$version/kernel/drivers
+. "$source_root/.ci/guest"
 for program in qemu-system-x86_64 busybox cpio depmod; do
     command -v $program >/dev/null || skip "$program is not installed"
 done
+find_guest_kernel "${AIODISK_GUEST_KERNEL:-}" || skip "no kernel for a guest: ./check fetches one"
 
-# --- The guest's initrd: busybox, the virtio modules, mke2fs with its libraries, and a script ---
+# --- The guest's initrd: see .ci/guest ---
 
 root=$dir/root
-mkdir -p "$root"/{bin,proc,sys,dev,mnt,lib/modules/$version}
-cp "$(command -v busybox)" "$root/bin/busybox"
-for library in $(ldd "$(command -v mke2fs)" | grep -o '/[^ ]*'); do
-    mkdir -p "$root$(dirname "$library")"
-    cp -L "$library" "$root$library"
-done
-cp "$(command -v mke2fs)" "$root/bin/"
-cp "$drivers"/virtio/virtio{,_ring,_pci,_pci_legacy_dev,_pci_modern_dev}.ko \
-    "$drivers/block/virtio_blk.ko" "$root/lib/modules/$version/"
-# depmod warns if these files are missing.
-touch "$root/lib/modules/$version"/modules.{order,builtin,builtin.modinfo}
-depmod -b "$root" "$version"
+make_guest_root "$root"
 cat >"$root/init" <<'I'
 #!/bin/busybox sh
-b=/bin/busybox
-$b mount -t proc proc /proc
-$b mount -t sysfs sys /sys
-$b mount -t devtmpfs dev /dev
-$b modprobe virtio_pci
-$b modprobe virtio_blk
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] || $b sleep 0.1; done
+. /start
 if $b grep -q phase=1 /proc/cmdline; then
     /bin/mke2fs -q -F -t ext4 /dev/vda && $b mount -t ext4 /dev/vda /mnt &&
         $b dd if=/dev/urandom of=/mnt/large bs=1M count=40 2>/dev/null &&
@@ -57,13 +38,12 @@ else
 fi
 $b sleep 60
 I
-chmod 755 "$root/init"
-(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$dir/initrd.gz"
+pack_guest_root "$root" "$dir/initrd.gz"
 
 # boot PHASE: runs the guest to its end.
 boot() {
     timeout 100 qemu-system-x86_64 -accel tcg -m 256 -nographic -no-reboot -nodefaults \
-        -serial stdio -kernel "${kernels[0]}" -initrd "$dir/initrd.gz" \
+        -serial stdio -kernel "$kernel" -initrd "$dir/initrd.gz" \
         -append "console=ttyS0 quiet panic=-1 phase=$1" \
         -drive "driver=nbd,server.type=unix,server.path=$socket,if=virtio,discard=unmap" \
         </dev/null >"$dir/console.$1" 2>&1 ||
