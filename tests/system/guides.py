@@ -26,12 +26,18 @@ NO_COMMANDS = {
 
 # Commands that are not run: document, pattern of the first line, reason.
 NOT_RUN = [
+    (README, r"\./check", "system/bare-root.sh runs it"),
     (GUIDES, r"virsh define ", "needs a running libvirtd"),
 ]
 
 # Commands that stay in the foreground.  They run in the background here, in a terminal, and the
 # condition says when the next command may follow.  $log is the file with their output.
 FOREGROUND = [
+    (README, r"\./serve ", "grep -q ^Ctrl-C $log"),
+    (README, r"demo/guest ", "grep -q 'The disk is /dev/vda, 2097152 sectors' $log; stop_it"),
+    (README, r"demo/prometheus ", "grep -q 'op=.write.*=> [0-9.]* @' $log; stop_it"),
+    (README, r"demo/top ", "grep -q '(default)' $log; stop_it"),
+    (README, r"qemu-system-x86_64 ", "connected /tmp/disk.sock; stop_it"),
     (MAN, r"nbdkit -f ", "grep -q 'aiodisk: .*disk[.]img' $log"),
     (MAN, r"qemu-system-x86_64 ", "connected /run/disk.sock"),
     (TOP, r"aiodisk-top /run", "grep -q 'servers: 1 of 1' $log"),
@@ -61,6 +67,14 @@ BEFORE = {
 # What is true after a block, by document, section and number.  $out is the output of the block.
 # Commands are separated by semicolons: `set -e` ignores the first of two that && connects.
 AFTER = {
+    (README, "See it work", 1): "[ -s compare.png ]; until_true fails ls -d /tmp/aiodisk-demo.*",
+    (README, "Without the scripts", 1):
+        "nbdinfo 'nbd+unix:///?socket=/tmp/direct.sock'; command -v aiodisk-top | grep /local/\n"
+        "nbdkit -U /tmp/installed.sock aiodisk disk.img -r --run 'nbdinfo $uri'",
+    (README, "Attach a disk to QEMU", 1): "grep -q 'virtual size: 1 GiB' $out",
+    (README, "Benchmark with fio", 1): "grep -q 'err= 0' $out; grep -q qemu-nbd $out",
+    (README, "Many disks from one server", 1):
+        "grep -q 'export=\"guest2.img\"' $out; grep -q 'virtual size: 1 GiB' $out",
     (MAN, "Serve an image", 1): "nbdinfo nbd://localhost",
     (MAN, "Serve a block device without the page cache", 1):
         '[ $(nbdinfo --size nbd://localhost) = $(blockdev --getsize64 "$LOOP") ]',
@@ -152,7 +166,8 @@ def script_of(document, block):
             print(f"not run: {document}: {line.split('#')[0].strip()}: {reason}")
         elif ready:
             quoted = "\n".join(command).replace("'", "'\\''")
-            result += [f"in_background '{quoted}'", f"until_true eval \"{ready}\""]
+            ready, *then = ready.split("; ")
+            result += [f"in_background '{quoted}'", f"ready \"{ready}\"", *then]
         else:
             result += command
     return result
@@ -172,9 +187,10 @@ def parts_of(source):
             if not part:
                 part += [look_up(BEFORE, (document, section)) or
                          (IMAGE if document in (MAN, TOP) else "")]
-            number = sum(line.startswith("block ") for line in part) + 1
-            part.append(f"block {number} {section!r}" if "'" not in section else
-                        f'block {number} "{section}"')
+            title = section.replace("'", "")
+            number = sum(re.match(rf"block \d+ '{re.escape(title)}'", line) is not None
+                         for line in part) + 1
+            part.append(f"block {number} '{title}'")
             part += script_of(document, block)
             if check := look_up(AFTER, (document, section, number)):
                 part += ["check", check]

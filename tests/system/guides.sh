@@ -22,19 +22,23 @@ mkdir "$dir/scripts"
 make_target loop 16M
 export LOOP=$loop
 export source_root plugin dir PLUGINS=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')
-export AIODISK_BUILD TMPDIR='' # the programs use /tmp, which is private
+unset AIODISK_GRACE
+export build=${AIODISK_BUILD:-$source_root} TMPDIR='' # the programs use /tmp, which is private
 
 # The first lines of each script.
 cat >"$dir/prelude" <<'P'
 set -e
 until_true() {
-    local - end=$((SECONDS + 60))
+    local - end=$((SECONDS + 300))
     set +x
     until "$@"; do
         [ $SECONDS -lt $end ] || { echo "the time limit expired while waiting for: $*"; return 1; }
         sleep 0.1
     done
 }
+# ready CONDITION: waits until the last command in the background is so far; it must not have ended.
+ready() { until_true eval "$1 || ended_early"; ! ended_early; }
+ended_early() { ! kill -0 $! 2>/dev/null; }
 fails() { ! "$@" || { echo "succeeded: $*"; return 1; }; }
 # connected PATH: a client is connected to this unix socket.
 connected() { awk -v path="$1" '$6 == "03" && $8 == path { n++ } END { exit !n }' /proc/net/unix; }
@@ -48,9 +52,14 @@ in_background() {
     echo "stty cols 100 rows 30; $1" >"$log.sh"
     TERM=xterm script -qfc "bash $log.sh" "$log" </dev/null >/dev/null 2>&1 &
 }
+# stop_it: ends the last command in the background, as a closed terminal does.
+stop_it() {
+    kill $!
+    wait $! || true
+}
 # block NUMBER SECTION: a block of the document follows.
 block() {
-    out=$logs/block.$1
+    out=$logs/block.$((++blocks))
     echo "$1, $2" >"$logs/current"
     exec >"$out" 2>&1
     set -x
@@ -77,35 +86,47 @@ fi
 # run_part NAME: runs the script in its sandbox.
 run_part() {
     local own=$dir/parts/$1
-    mkdir -p "$own"/{tmp,run,bin,plugins,work,logs}
+    mkdir -p "$own"/{tmp,run,bin,plugins,local,work,logs}
     printf '#!/bin/sh\nexec "$@"\n' >"$own/bin/sudo"
     printf '#!/bin/sh\nexec %s -display none $GUEST "$@"\n' "$(command -v qemu-system-x86_64)" \
         >"$own/bin/qemu-system-x86_64"
     chmod +x "$own"/bin/*
-    ln -s "$source_root/plugin/top/aiodisk-top" "$own/bin"
-    ln -s "$source_root"/{demo,fio-jobs} "$own/work"
+    if [[ $1 = readme* ]]; then
+        # A fresh clone, in which nothing is installed.
+        for part in .ci demo serve fio-jobs meson* plugin backends pool tests; do
+            cp -r "$source_root/$part" "$own/work"
+        done
+    else
+        ln -s "$source_root/plugin/top/aiodisk-top" "$own/bin"
+        ln -s "$source_root"/{demo,fio-jobs} "$own/work"
+        cp "$plugin" "${plugin%/*}/libnbdkit-corked.so" "$own/plugins"
+    fi
     cat "$dir/prelude" "$dir/scripts/$1.sh" >"$own/script"
     local guest=''
     [[ $1 != *hotplug* ]] || guest="-kernel $kernel -initrd $dir/initrd.gz
         -append console=ttyS0 -serial file:/tmp/guest.log"
     # shellcheck disable=SC2016 # the shell in the namespaces expands the words
-    GUEST=$guest PATH=$own/bin:$PATH own=$own logs=$own/logs timeout 200 \
+    GUEST=$guest PATH=$own/bin:$PATH own=$own logs=$own/logs timeout 800 \
         unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc \
         bash -ec '
             busybox ip link set lo up
             cp -a "$PLUGINS/." "$own/plugins"
-            cp "$plugin" "$own/plugins"
-            [ ! -e "${plugin%/*}/libnbdkit-corked.so" ] ||
-                cp "${plugin%/*}/libnbdkit-corked.so" "$own/plugins"
             mount --bind "$own/plugins" "$PLUGINS"
+            # Below /usr/local the commands see what is there, and may change it.
+            mount -t tmpfs aiodisk-test "$own/local"
+            mkdir "$own/local/upper" "$own/local/work"
+            mount -t overlay -o \
+                "lowerdir=/usr/local,upperdir=$own/local/upper,workdir=$own/local/work" \
+                aiodisk-test /usr/local
             # What the test needs stays where it is.
-            for path in "$source_root" "$AIODISK_BUILD" "$dir"; do
+            for path in "$source_root" "$build" "$dir"; do
                 [[ $path != /tmp/* && $path != /run/* ]] ||
                     { mkdir -p "$own$path"; mount --rbind "$path" "$own$path"; }
             done
             cd "$own/work"
             mount --rbind "$own/run" /run
             mount --rbind "$own/tmp" /tmp
+            unset AIODISK_BUILD # it would direct ./serve to another directory
             exec bash "$own/script"' >"$own/log" 2>&1 </dev/null
 }
 
