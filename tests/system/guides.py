@@ -20,6 +20,12 @@ NO_COMMANDS = {
     (MAN, "SYNOPSIS"): "a grammar",
     (MAN, "SLOW REQUESTS"): "lines of a log; fault/slow-request.sh checks them",
     (MAN, "METRICS"): "names of metrics; system/metrics.sh checks them",
+    (MAN, "SERVICE"): "for systemd; system/service.sh does the same",
+    (MAN, "Images in another directory"): "lines of a unit; system/service.sh checks them",
+    (MAN, "Block devices"): "lines of a unit; system/service.sh checks them",
+    (MAN, "backend=io_uring"): "lines of a unit; system/service.sh checks them",
+    (MAN, "nbdkit-file-plugin(1)"): "a table; system/drop-in.sh checks it",
+    (MAN, "qemu-nbd(8)"): "a table and its example; system/drop-in.sh runs them",
     (TOP, "SYNOPSIS"): "a grammar",
     (TOP, "JSON OUTPUT"): "output; system/top.sh checks it",
 }
@@ -28,15 +34,17 @@ NO_COMMANDS = {
 NOT_RUN = [
     (README, r"\./check", "system/bare-root.sh runs it"),
     (GUIDES, r"virsh define ", "needs a running libvirtd"),
+    (MAN, r"nbdkit -U /run/disk.sock aiodisk rbd=", "system/rbd.sh does the same on a cluster"),
 ]
 
 # Commands that stay in the foreground.  They run in the background here, in a terminal, and the
 # condition says when the next command may follow.  $log is the file with their output.
 FOREGROUND = [
     (README, r"\./serve ", "grep -q ^Ctrl-C $log"),
-    (README, r"demo/guest ", "grep -q 'The disk is /dev/vda, 2097152 sectors' $log; stop_it"),
-    (README, r"demo/prometheus ", "grep -q 'op=.write.*=> [0-9.]* @' $log; stop_it"),
-    (README, r"demo/top ", "grep -q '(default)' $log; stop_it"),
+    (README, r"plugin/demo/guest ",
+     "grep -q 'The disk is /dev/vda, 2097152 sectors' $log; stop_it"),
+    (README, r"plugin/demo/prometheus ", "grep -q 'op=.write.*=> [0-9.]* @' $log; stop_it"),
+    (README, r"plugin/demo/top ", "grep -q '(default)' $log; stop_it"),
     (README, r"qemu-system-x86_64 ", "connected /tmp/disk.sock; stop_it"),
     (MAN, r"nbdkit -f ", "grep -q 'aiodisk: .*disk[.]img' $log"),
     (MAN, r"qemu-system-x86_64 ", "connected /run/disk.sock"),
@@ -57,6 +65,8 @@ PATHS = {"/dev/vg/guest": '"$LOOP"', "/var/lib/images": "images"}
 IMAGE = "truncate -s 64M disk.img"
 BEFORE = {
     (MAN, "Serve every image in a directory, each under its file name"):
+        "mkdir images; truncate -s 1M images/first.img",
+    (MAN, "Serve a directory that the shell has opened"):
         "mkdir images; truncate -s 1M images/first.img",
     (TOP, "The exports whose oldest request is older than a second"):
         f"{IMAGE}; mkdir -p /run/aiodisk\n"
@@ -81,6 +91,8 @@ AFTER = {
     (MAN, "Serve every image in a directory, each under its file name", 1):
         "grep -q 'export=\"first.img\"' $out; grep -q 'export-size: 1048576' $out",
     (MAN, "Serve a descriptor that the shell has opened", 1): "nbdinfo nbd://localhost",
+    (MAN, "Serve a directory that the shell has opened", 1):
+        "nbdinfo --list nbd://localhost | grep 'export=\"first.img\"'",
     (MAN, "Use O_DIRECT below nbdkit's cache filter", 1): "nbdinfo nbd://localhost",
     (MAN, "Replies on unix sockets", 1): "nbdinfo 'nbd+unix:///?socket=/run/disk.sock'",
     (MAN, "DUMP-PLUGIN OUTPUT", 1): "grep -q ^aiodisk_backends= $out",
@@ -96,7 +108,7 @@ AFTER = {
         "qemu-img compare -F raw guest.qcow2 disk.img; grep -q 'Images are identical' $out",
     # The guest writes between the two backups.
     (GUIDES, "Back up a running machine", 1):
-        "guest_writes() { demo/qmp /tmp/qmp.sock '{\"execute\": \"human-monitor-command\","
+        "guest_writes() { plugin/demo/qmp /tmp/qmp.sock '{\"execute\": \"human-monitor-command\","
         ' "arguments": {"command-line": "qemu-io -d '
         '/machine/peripheral-anon/device[0]/virtio-backend \\"write -P \'"$1"\'\\""}}\'; }\n'
         "guest_writes '0x11 0 8M'; guest_writes '0x22 100M 1M'",

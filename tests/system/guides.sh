@@ -93,12 +93,12 @@ run_part() {
     chmod +x "$own"/bin/*
     if [[ $1 = readme* ]]; then
         # A fresh clone, in which nothing is installed.
-        for part in .ci demo serve fio-jobs meson* plugin backends pool tests; do
+        for part in .ci serve fio-jobs meson* plugin backends pool tests; do
             cp -r "$source_root/$part" "$own/work"
         done
     else
         ln -s "$source_root/plugin/top/aiodisk-top" "$own/bin"
-        ln -s "$source_root"/{demo,fio-jobs} "$own/work"
+        ln -s "$source_root"/{fio-jobs,plugin} "$own/work"
         cp "$plugin" "${plugin%/*}/libnbdkit-corked.so" "$own/plugins"
     fi
     cat "$dir/prelude" "$dir/scripts/$1.sh" >"$own/script"

@@ -40,8 +40,8 @@ text=() sources=() c=() program=() scripts=() python=()
 for file in "${files[@]}"; do
     [ -f "$file" ] || continue
     case $file in
-    *.[ch] | *.sh | *.py | *.pml | *.bt | serve | check | .ci/* | demo/* | fio-jobs/compare | \
-        */aiodisk-top)
+    *.[ch] | *.sh | *.py | *.pml | *.bt | serve | check | .ci/* | plugin/demo/* | \
+        fio-jobs/compare | */aiodisk-top)
         sources+=("$file")
         text+=("$file")
         ;;
@@ -49,8 +49,8 @@ for file in "${files[@]}"; do
     esac
     case $file in *.[ch]) c+=("$file") ;; esac
     case $file in pool/*.[ch] | backends/*.[ch] | plugin/*.[ch]) program+=("$file") ;; esac
-    case $file in *.sh | serve | check | .ci/* | demo/[!q]*) scripts+=("$file") ;; esac
-    case $file in *.py | fio-jobs/compare | */aiodisk-top | demo/qmp) python+=("$file") ;; esac
+    case $file in *.sh | serve | check | .ci/* | plugin/demo/[!q]*) scripts+=("$file") ;; esac
+    case $file in *.py | fio-jobs/compare | */aiodisk-top | */qmp) python+=("$file") ;; esac
 done
 [ ${#program[@]} -gt 20 ] || complain "the list of the program's files is incomplete: ${program[*]}"
 
