@@ -273,6 +273,20 @@ assert status == 0 and output.endswith(b"serve: stopped\r\n"), (status, output)
 P
 nothing_left
 
+say "the terminal is closed: ./serve leaves no process and no file"
+"$python" - "$copy/serve" "$dir/images/one" <<'P' || fail "./serve in a terminal that is closed"
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+output = b""
+while b"Ctrl-C stops" not in output:
+    output += os.read(terminal, 4096)
+os.close(terminal)  # from now on ./serve cannot print
+os.waitpid(pid, 0)
+P
+nothing_left
+
 say "nbdkit is killed: ./serve ends with nbdkit's status and leaves no file"
 up dies "$dir/images/one"
 kill -9 "$(cat "$XDG_RUNTIME_DIR"/aiodisk.*/pid)"
