@@ -4,6 +4,7 @@
 rbd.py SOCKET PART ARGUMENTS...
 """
 import errno
+import json
 import os
 import random
 import signal
@@ -182,6 +183,25 @@ def flushed(what):
         h.flush()
 
 
+def blocklisted():
+    h = connect()
+    h.pwrite(b"a" * 4096, 0)
+    h.flush()
+    status = subprocess.run(["rbd", "status", "--format", "json", "rbd/image"], check=True,
+                            stdout=subprocess.PIPE).stdout
+    address = json.loads(status)["watchers"][0]["address"]
+    subprocess.run(["ceph", "osd", "blocklist", "add", address], check=True,
+                   stderr=subprocess.DEVNULL)
+    fails(lambda: h.pwrite(b"b" * 4096, 0, nbd.CMD_FLAG_FUA), errno.ESHUTDOWN)
+    h.shutdown()
+    # The image is opened again, with a new connection, which is not on the list.
+    h = connect()
+    assert h.pread(4096, 0) == b"a" * 4096
+    h.pwrite(b"c" * 4096, 0)
+    fails(h.flush, errno.ESHUTDOWN)
+    fails(lambda: h.pwrite(b"c" * 4096, 0, nbd.CMD_FLAG_FUA), errno.ESHUTDOWN)
+
+
 def shrink(rbd):
     h = connect()
     h.pwrite(b"a" * 4096, 90 * MiB)
@@ -205,4 +225,5 @@ if part == "random":
     random_model(float(arguments[0]))
 else:
     {"facts": facts, "zero": zero, "snapshot": snapshot, "frozen": frozen, "flushed": flushed,
-     "read_frozen": read_frozen, "shrink": shrink}[part](*arguments)
+     "read_frozen": read_frozen, "blocklisted": blocklisted,
+     "shrink": shrink}[part](*arguments)

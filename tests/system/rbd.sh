@@ -132,6 +132,12 @@ script shrink "$(command -v rbd)"
 release_client
 stop
 
+say "a server that the cluster has put on the blocklist has failed, also for later clients"
+start lost rbd=rbd/image
+script blocklisted
+stop
+[ "$(grep -c 'a sync failed' "$log")" = 1 ] || fail_with "$log" "not one warning"
+
 say "rbd-pool=: every image is an export"
 start pool rbd-pool=rbd
 nbdinfo --list --json "$uri" | jq -r '.exports[]."export-name"' | sort >"$dir/list"
