@@ -164,10 +164,13 @@ def frozen(osd, ready):
             h.poll(-1)
 
 
-def read_frozen(osd):
+def read_frozen(osd, ready=os.devnull):
     h = connect()
     os.kill(int(osd), signal.SIGSTOP)
-    h.pread(4096, 0)
+    cookie = h.aio_pread(nbd.Buffer(4096), 0)
+    open(ready, "w").close()
+    while not h.aio_command_completed(cookie):
+        h.poll(-1)
 
 
 def flushed(what):

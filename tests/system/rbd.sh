@@ -166,3 +166,20 @@ wait_for 20 grep -q 'slow request: read of 4096 bytes at 0 .*waiting for the sto
 thaw_osd
 wait $client
 stop
+
+say "./serve rbd:POOL/IMAGE, which ends in its time although the cluster is frozen"
+AIODISK_GRACE=2 "$source_root/serve" rbd:rbd/space/small --socket "$dir/serve.sock" \
+    >"$dir/serve.out" 2>&1 &
+serve=$!
+pids+=("$serve")
+wait_for 60 grep -q 'Ctrl-C stops the server' "$dir/serve.out"
+socket=$dir/serve.sock log=$dir/serve.out
+[ "$(nbdinfo --size "nbd+unix:///?socket=$socket")" = $((4 << 20)) ] || fail "other size"
+script read_frozen "$osd" "$dir/reading" 2>/dev/null &
+wait_for 20 test -e "$dir/reading"
+begin=$EPOCHREALTIME
+kill "$serve"
+wait "$serve" || true
+[ "$(milliseconds_since "$begin")" -lt 10000 ] || fail "it took $(milliseconds_since "$begin") ms"
+grep -q 'ending nbdkit' "$dir/serve.out" || fail_with "$dir/serve.out" "nbdkit was not ended"
+thaw_osd
