@@ -15,17 +15,17 @@ import sys
 README, GUIDES = "README.md", "plugin/GUIDES.md"
 MAN, TOP = "plugin/nbdkit-aiodisk-plugin.pod", "plugin/top/aiodisk-top.pod"
 
-# Blocks that are no commands, by document and section.
+# Blocks that are no commands, by document, section and, if some blocks of it are, first line.
 NO_COMMANDS = {
     (MAN, "SYNOPSIS"): "a grammar",
     (MAN, "SLOW REQUESTS"): "lines of a log; fault/slow-request.sh checks them",
     (MAN, "METRICS"): "names of metrics; system/metrics.sh checks them",
     (MAN, "SERVICE"): "for systemd; system/service.sh does the same",
-    (MAN, "Images in another directory"): "lines of a unit; system/service.sh checks them",
-    (MAN, "Block devices"): "lines of a unit; system/service.sh checks them",
-    (MAN, "backend=io_uring"): "lines of a unit; system/service.sh checks them",
-    (MAN, "nbdkit-file-plugin(1)"): "a table; system/drop-in.sh checks it",
-    (MAN, "qemu-nbd(8)"): "a table and its example; system/drop-in.sh runs them",
+    (MAN, "Images in another directory"): "lines of a unit; system/service.sh",
+    (MAN, "Block devices"): "lines of a unit; system/service.sh",
+    (MAN, "backend=io_uring", r"SystemCallFilter|ARGUMENTS"): "lines of a unit; system/service.sh",
+    (MAN, "nbdkit-file-plugin(1)"): "a table of options",
+    (MAN, "qemu-nbd(8)", r"filename|-|without"): "a table of options",
     (TOP, "SYNOPSIS"): "a grammar",
     (TOP, "JSON OUTPUT"): "output; system/top.sh checks it",
 }
@@ -34,6 +34,7 @@ NO_COMMANDS = {
 NOT_RUN = [
     (README, r"\./check", "system/bare-root.sh runs it"),
     (GUIDES, r"virsh define ", "needs a running libvirtd"),
+    (README, r"nbdkit .*aiodisk rbd", "system/rbd.sh does the same on a cluster"),
     (MAN, r"nbdkit -U /run/disk.sock aiodisk rbd=", "system/rbd.sh does the same on a cluster"),
 ]
 
@@ -46,7 +47,9 @@ FOREGROUND = [
     (README, r"plugin/demo/prometheus ", "grep -q 'op=.write.*=> [0-9.]* @' $log; stop_it"),
     (README, r"plugin/demo/top ", "grep -q '(default)' $log; stop_it"),
     (README, r"qemu-system-x86_64 ", "connected /tmp/disk.sock; stop_it"),
-    (MAN, r"nbdkit -f ", "grep -q 'aiodisk: .*disk[.]img' $log"),
+    (MAN, r"qemu-nbd -t ", "nbdinfo 'nbd+unix:///?socket=/run/disk.sock'; stop_it"),
+    (MAN, r"nbdkit -f -U ", "nbdinfo 'nbd+unix:///?socket=/run/disk.sock'"),
+    (MAN, r"nbdkit -f -v ", "grep -q 'aiodisk: .*disk[.]img' $log"),
     (MAN, r"qemu-system-x86_64 ", "connected /run/disk.sock"),
     (TOP, r"aiodisk-top /run", "grep -q 'servers: 1 of 1' $log"),
 ]
@@ -59,7 +62,7 @@ SETS = {
 }
 
 # Paths that the sandbox of guides.sh does not make private.
-PATHS = {"/dev/vg/guest": '"$LOOP"', "/var/lib/images": "images"}
+PATHS = {"/dev/vg/guest": '"$LOOP"', "/var/lib/images": "images", "/dev/mapper": "mapper"}
 
 # What exists before the first block of a section.
 IMAGE = "truncate -s 64M disk.img"
@@ -68,6 +71,8 @@ BEFORE = {
         "mkdir images; truncate -s 1M images/first.img",
     (MAN, "Serve a directory that the shell has opened"):
         "mkdir images; truncate -s 1M images/first.img",
+    (MAN, "Serve a directory of symbolic links that lead anywhere"):
+        'mkdir mapper; ln -s "$LOOP" mapper/guest',
     (TOP, "The exports whose oldest request is older than a second"):
         f"{IMAGE}; mkdir -p /run/aiodisk\n"
         "nbdkit -U /run/disk.sock aiodisk disk.img metrics=/run/aiodisk/disk.prom\n"
@@ -91,8 +96,9 @@ AFTER = {
     (MAN, "Serve every image in a directory, each under its file name", 1):
         "grep -q 'export=\"first.img\"' $out; grep -q 'export-size: 1048576' $out",
     (MAN, "Serve a descriptor that the shell has opened", 1): "nbdinfo nbd://localhost",
-    (MAN, "Serve a directory that the shell has opened", 1):
-        "nbdinfo --list nbd://localhost | grep 'export=\"first.img\"'",
+    (MAN, "Serve a directory that the shell has opened", 1): "nbdinfo nbd://localhost/first.img",
+    (MAN, "Serve a directory of symbolic links that lead anywhere", 1):
+        "nbdinfo nbd://localhost/guest",
     (MAN, "Use O_DIRECT below nbdkit's cache filter", 1): "nbdinfo nbd://localhost",
     (MAN, "Replies on unix sockets", 1): "nbdinfo 'nbd+unix:///?socket=/run/disk.sock'",
     (MAN, "DUMP-PLUGIN OUTPUT", 1): "grep -q ^aiodisk_backends= $out",
@@ -120,6 +126,11 @@ AFTER = {
         "fails cmp -s images/full.img images/later.img",
     (GUIDES, "Mount with nbdfuse", 1):
         "debugfs -R 'cat /os-release' disk.img | cmp - /etc/os-release",
+    (GUIDES, "A directory of links", 1):
+        "qemu-io -f raw -c 'write -P 5 0 4k' 'nbd+unix:///sda?socket=/tmp/disk.sock'",
+    (GUIDES, "A directory of links", 2):
+        "grep -q 'export=\"sdb\"' $out; cmp storage/0451.img sda.raw\n"
+        "[ $(tr -d '\\0' <sda.raw | wc -c) = 4096 ]",
     (GUIDES, "Compare with fio", 1): "[ $(grep -c 'err= 0' $out) = 2 ]",
     (GUIDES, "Compare with fio", 2): "[ -s comparison.png ]; grep -q nbdkit-file $out",
     (GUIDES, "Metrics in Prometheus", 2): "grep -q 'op=\"write\".*=> [0-9.]* @' $out",
@@ -144,6 +155,14 @@ def match(table, document, command):
         if row[0] == document and re.match(row[1], command):
             used.add((id(table), row))
             return row[2]
+    return None
+
+
+def no_command(document, section, block):
+    """The reason why the block is no command, or None."""
+    for key in NO_COMMANDS:
+        if key[:2] == (document, section) and re.match((*key, "")[2], block):
+            return look_up(NO_COMMANDS, key)
     return None
 
 
@@ -192,7 +211,7 @@ def parts_of(source):
             text = f.read()
         parts = {}
         for section, block in blocks_of(document, text):
-            if reason := look_up(NO_COMMANDS, (document, section)):
+            if reason := no_command(document, section, block):
                 print(f"not run: {document}: {section}: {reason}")
                 continue
             part = parts.setdefault("" if document == README else section, [])
