@@ -166,6 +166,8 @@ def frozen(osd, ready):
 
 def read_frozen(osd, ready=os.devnull):
     h = connect()
+    h.pwrite(bytes([1]) * 4096, 0)  # librbd answers reads of an object that does not exist itself
+    h.flush()
     os.kill(int(osd), signal.SIGSTOP)
     cookie = h.aio_pread(nbd.Buffer(4096), 0)
     open(ready, "w").close()
