@@ -361,6 +361,7 @@ int image_open(struct image *image, const struct image_options *options, char wh
     if (r < 0)
         return r;
     transfer_init(image, options->room->helping);
+    folio_init(image);
     image_fill_disk(image);
     warn_of_readonly(image);
     log_opened(image);
@@ -416,6 +417,7 @@ void image_free(struct image *image)
     zero_destroy(&image->zero);
     prefetch_destroy(&image->prefetch);
     transfer_destroy(&image->transfer);
+    folio_destroy(&image->folio);
     pthread_mutex_destroy(&image->size_lock);
     free(image->name);
     free(image);

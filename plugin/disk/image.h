@@ -22,6 +22,7 @@
 #include "plugin/disk/disk.h"
 #include "plugin/disk/extents.h"
 #include "plugin/disk/flush.h"
+#include "plugin/disk/folio.h"
 #include "plugin/disk/geometry.h"
 #include "plugin/disk/log.h"
 #include "plugin/disk/prefetch.h"
@@ -72,6 +73,7 @@ struct image {
     struct flush_set flush;
     struct range_lock ranges;
     struct transfer_state transfer;
+    struct folio_state folio;
     struct zero_state zero;
     struct extents_state extents;
     struct prefetch_state prefetch;
