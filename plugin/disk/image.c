@@ -362,6 +362,7 @@ int image_open(struct image *image, const struct image_options *options, char wh
         return r;
     transfer_init(image, options->room->helping);
     folio_init(image);
+    extents_init(image);
     image_fill_disk(image);
     warn_of_readonly(image);
     log_opened(image);

@@ -54,7 +54,7 @@ check() {
     [ "$got" = "$expected" ] || fail "$*: got '$got', expected '$expected'"
 }
 
-make_fs ext4 64M
+make_fs ext4 64M -b 4096
 truncate -s 16M "$dir/device.img"
 make_loop "$dir/device.img"
 split='read large large
