@@ -139,7 +139,8 @@ static void header_of(const struct ceph_image *image, char header[HEADER_SIZE])
  * to go on writing later.  A dead owner does not answer.  librbd then waits until the cluster has
  * forgotten the owner's watch, puts the owner on the blocklist, and breaks the lock.
  */
-static int take_lock(struct ceph_image *image, char *why, size_t why_size)
+static int take_lock(struct ceph_image *image, const struct ceph_name *name, char *why,
+                     size_t why_size)
 {
     char address[ADDRESS_SIZE] = "", header[HEADER_SIZE];
     uint64_t owner = find_owner(image, address) ? find_watcher(image, address) : 0;
@@ -155,7 +156,8 @@ static int take_lock(struct ceph_image *image, char *why, size_t why_size)
         return -EBUSY;
     }
     if (r < 0)
-        snprintf(why, why_size, "the exclusive lock cannot be taken: %s", strerror(-r));
+        snprintf(why, why_size, "the exclusive lock cannot be taken by client.%s: %s",
+                 ceph_user(name), strerror(-r));
     return r;
 }
 
@@ -185,13 +187,13 @@ static int look_for_others(struct ceph_image *image, char *why, size_t why_size)
     return -EBUSY;
 }
 
-static int keep_others_out(struct ceph_image *image, enum ceph_lock lock, char *why,
-                           size_t why_size)
+static int keep_others_out(struct ceph_image *image, const struct ceph_name *name,
+                           enum ceph_lock lock, char *why, size_t why_size)
 {
     if (image->facts.readonly || lock == CEPH_LOCK_NONE)
         return 0;
     if (image->features & RBD_FEATURE_EXCLUSIVE_LOCK)
-        return take_lock(image, why, why_size);
+        return take_lock(image, name, why, why_size);
     if (lock == CEPH_LOCK_AUTO)
         return look_for_others(image, why, why_size);
     snprintf(why, why_size, "the image has no exclusive lock (`rbd feature enable`)");
@@ -207,12 +209,18 @@ static int explain_open(const struct ceph_image *image, const struct ceph_name *
 
     if (err == -ENOENT && name->space[0] != '\0')
         ceph_api.rbd_namespace_exists(image->ceph.pool, name->space, &exists);
-    snprintf(why, why_size, "%s: %s",
-             !exists          ? "no namespace of this name"
-             : err != -ENOENT ? "the image cannot be opened"
-             : name->snapshot ? "no image or no snapshot of this name"
-                              : "no image of this name",
-             strerror(-err));
+    if (err == -ETIMEDOUT)
+        snprintf(why, why_size, "an OSD did not answer in %u s (rbd-timeout)", name->timeout_s);
+    else if (err == -EPERM || err == -EACCES)
+        snprintf(why, why_size, "the image cannot be opened by client.%s: %s", ceph_user(name),
+                 strerror(-err));
+    else
+        snprintf(why, why_size, "%s: %s",
+                 !exists          ? "no namespace of this name"
+                 : err != -ENOENT ? "the image cannot be opened"
+                 : name->snapshot ? "no image or no snapshot of this name"
+                                  : "no image of this name",
+                 strerror(-err));
     return err;
 }
 
@@ -242,7 +250,9 @@ int ceph_image_open(struct ceph_image **result, const struct ceph_name *name,
         free(image);
         return r;
     }
-    r = keep_others_out(image, options->lock, why, why_size);
+    r = keep_others_out(image, name, options->lock, why, why_size);
+    if (r == 0 && !options->brief)
+        r = ceph_lift_limit(&image->ceph);
     if (r < 0) {
         ceph_image_close(image);
         return r;
@@ -274,7 +284,7 @@ int64_t ceph_image_size(const struct ceph_image *image)
 int ceph_image_list(const struct ceph_name *name, int (*add)(void *opaque, const char *name),
                     void *opaque, char *why, size_t why_size)
 {
-    const struct ceph_options options = {.bounded = true};
+    const struct ceph_options options = {.uncached = false};
     rbd_image_spec_t *images = NULL;
     size_t count = 0;
     struct ceph ceph;

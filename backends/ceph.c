@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backends/ceph-api.h"
@@ -15,9 +16,29 @@
 /* The longest value of a configuration option that a message shows, in bytes. */
 #define OPTION_SIZE 160
 
-static int set_options(rados_t cluster, const struct ceph_name *name,
+/* What the user asks for stays, unless it is no limit or a longer one. */
+static int limit_requests(struct ceph *ceph, unsigned timeout_s)
+{
+    char seconds[16];
+
+    int r = ceph_api.rados_conf_get(ceph->cluster, "rados_osd_op_timeout", ceph->request_timeout,
+                                    sizeof ceph->request_timeout);
+    double asked = strtod(ceph->request_timeout, NULL);
+    if (r < 0 || (asked > 0 && asked < timeout_s))
+        return r;
+    snprintf(seconds, sizeof seconds, "%u", timeout_s);
+    return ceph_api.rados_conf_set(ceph->cluster, "rados_osd_op_timeout", seconds);
+}
+
+int ceph_lift_limit(struct ceph *ceph)
+{
+    return ceph_api.rados_conf_set(ceph->cluster, "rados_osd_op_timeout", ceph->request_timeout);
+}
+
+static int set_options(struct ceph *ceph, const struct ceph_name *name,
                        const struct ceph_options *options)
 {
+    rados_t cluster = ceph->cluster;
     char seconds[16];
 
     snprintf(seconds, sizeof seconds, "%u", name->timeout_s);
@@ -25,8 +46,8 @@ static int set_options(rados_t cluster, const struct ceph_name *name,
     int r = ceph_api.rados_conf_set(cluster, "client_mount_timeout", seconds);
     if (r == 0)
         r = ceph_api.rados_conf_set(cluster, "rados_mon_op_timeout", seconds);
-    if (r == 0 && options->bounded)
-        r = ceph_api.rados_conf_set(cluster, "rados_osd_op_timeout", seconds);
+    if (r == 0)
+        r = limit_requests(ceph, name->timeout_s);
     if (r == 0 && options->uncached)
         r = ceph_api.rados_conf_set(cluster, "rbd_cache", "false");
     if (r == 0)
@@ -44,7 +65,7 @@ static const char *conf_of(const struct ceph_name *name)
 static int explain_connect(rados_t cluster, const struct ceph_name *name, int err, char *why,
                            size_t why_size)
 {
-    const char *user = name->user ? name->user : "admin";
+    const char *user = ceph_user(name);
     char monitors[OPTION_SIZE] = "", keyring[OPTION_SIZE] = "";
 
     ceph_api.rados_conf_get(cluster, "mon_host", monitors, sizeof monitors);
@@ -79,7 +100,7 @@ static int connect_to_pool(struct ceph *ceph, const struct ceph_name *name,
         snprintf(why, why_size, "%s cannot be read: %s", conf_of(name), strerror(-r));
         return r;
     }
-    r = set_options(ceph->cluster, name, options);
+    r = set_options(ceph, name, options);
     if (r < 0) {
         snprintf(why, why_size, "an option of Ceph cannot be set: %s", strerror(-r));
         return r;
@@ -98,6 +119,11 @@ static int connect_to_pool(struct ceph *ceph, const struct ceph_name *name,
     return 0;
 }
 
+const char *ceph_user(const struct ceph_name *name)
+{
+    return name->user ? name->user : "admin";
+}
+
 int ceph_connect(struct ceph *ceph, const struct ceph_name *name,
                  const struct ceph_options *options, char *why, size_t why_size)
 {
@@ -105,7 +131,7 @@ int ceph_connect(struct ceph *ceph, const struct ceph_name *name,
     int r = ceph_api_load(why, why_size);
     if (r < 0)
         return r;
-    r = ceph_api.rados_create(&ceph->cluster, name->user ? name->user : "admin");
+    r = ceph_api.rados_create(&ceph->cluster, ceph_user(name));
     if (r < 0) {
         snprintf(why, why_size, "librados does not start: %s", strerror(-r));
         return r;

@@ -18,7 +18,7 @@
 struct ceph_name {
     const char *conf;   /* path of ceph.conf, or NULL for the usual places */
     const char *user;   /* without "client."; or NULL for admin */
-    unsigned timeout_s; /* how long the monitors may be silent */
+    unsigned timeout_s; /* how long the cluster may be silent while an image is opened */
     const char *pool;
     const char *space;    /* the namespace; or "" */
     const char *image;    /* NULL: the whole pool */
@@ -27,22 +27,32 @@ struct ceph_name {
 
 struct ceph {
     /* Set once by ceph_connect, read by any thread until ceph_disconnect. */
-    void *cluster; /* rados_t */
-    void *pool;    /* rados_ioctx_t */
-    uint64_t id;   /* the cluster knows this connection as client.ID */
+    void *cluster;            /* rados_t */
+    void *pool;               /* rados_ioctx_t */
+    uint64_t id;              /* the cluster knows this connection as client.ID */
+    char request_timeout[32]; /* rados_osd_op_timeout as the user set it; "0": no limit */
 };
+
+/* The user's name, without "client.".  Any thread; does not block. */
+const char *ceph_user(const struct ceph_name *name);
 
 struct ceph_options {
     bool uncached; /* no cache in librbd, whatever ceph.conf says */
-    bool bounded;  /* also a request to an OSD fails after timeout_s */
 };
 
 /* Connects and finds the pool.  Returns 0, and ceph_disconnect is owed; or -errno and a line in
  * `why`: -ETIMEDOUT (no monitor), -ENOENT (no configuration, keyring or pool), -EACCES, ...
+ * A request to an OSD that takes longer than timeout_s fails with -ETIMEDOUT, until
+ * ceph_lift_limit.
  */
 int ceph_connect(struct ceph *ceph, const struct ceph_name *name,
                  const struct ceph_options *options, char *why, size_t why_size);
 void ceph_disconnect(struct ceph *ceph);
+
+/* From now on requests to OSDs have no limit but the user's own, if ceph.conf sets one.  Returns 0,
+ * or -errno of librados.  Does not block.
+ */
+int ceph_lift_limit(struct ceph *ceph);
 
 /* Asks each client that watches the object whether it is alive: a notification, which librbd takes
  * for "the image's header has changed" and answers (rados_notify2).  Returns true if the client

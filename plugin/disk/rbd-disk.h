@@ -61,7 +61,8 @@ struct rbd_disk {
 
 /* Finds the open disk of this name, or opens it.  Returns 0 and a reference, or -errno and a line
  * in `why`.  A client that comes later sees a new size.  Blocks on the cluster, and while another
- * thread opens or closes the same disk, but never for another disk.  nbdkit's threads.
+ * thread opens or closes the same disk, but never for another disk; while the cluster does not
+ * answer, a few times timeout_s at most (-ETIMEDOUT).  nbdkit's threads.
  */
 int rbd_disk_get(const struct ceph_name *name, const struct rbd_options *options,
                  struct disk **disk, char why[LOG_LINE_SIZE]);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "plugin/disk/image.h"
 #include "plugin/disk/rbd-disk.h"
@@ -106,7 +107,8 @@ static int open_disk(struct rbd_disk *rbd, const struct ceph_name *name,
     rbd_disk_fill(rbd, tally);
     const struct ceph_image_facts *facts = ceph_image_facts(rbd->image);
     if (facts->why_readonly)
-        log_warning("rbd %s: served read-only: %s", rbd->name, facts->why_readonly);
+        log_warning("rbd %s: served read-only, because client.%s may not write: %s", rbd->name,
+                    ceph_user(name), facts->why_readonly);
     log_debug("rbd %s: %llu bytes, %s, objects of %llu bytes, id %s", rbd->name,
               (unsigned long long)size, facts->readonly ? "read-only" : "read-write",
               (unsigned long long)facts->object_size, facts->id);
@@ -177,27 +179,36 @@ static void close_and_unlink(struct rbd_disk *rbd)
     free_disk(rbd);
 }
 
-/* Under table_lock, which is released while another thread opens or closes the disk.  Returns the
- * disk with a reference for the caller: an open one, or a new one that the caller is to open; or
- * NULL without memory.
+/* Under table_lock, which is released while another thread opens or closes the disk, for timeout_s
+ * at most: the close of a disk waits for the cluster without limit.  Stores the disk with a
+ * reference for the caller: an open one, or a new one that the caller is to open.  Returns 0,
+ * -ENOMEM or -ETIMEDOUT.
  */
-static struct rbd_disk *find_or_add(const char *name, bool readonly)
+static int find_or_add(const char *name, bool readonly, unsigned timeout_s,
+                       struct rbd_disk **result)
 {
     struct rbd_disk *rbd = find(name, readonly);
+    struct timespec end;
+    int r = 0;
 
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += timeout_s;
     while (rbd && rbd->state != RBD_OPEN) {
-        pthread_cond_wait(&table_changed, &table_lock);
+        if (r == ETIMEDOUT)
+            return -ETIMEDOUT;
+        r = pthread_cond_clockwait(&table_changed, &table_lock, CLOCK_MONOTONIC, &end);
         rbd = find(name, readonly);
     }
     if (!rbd) {
         rbd = new_disk(name, readonly);
         if (!rbd)
-            return NULL;
+            return -ENOMEM;
         rbd->next = table;
         table = rbd;
     }
     rbd->references++;
-    return rbd;
+    *result = rbd;
+    return 0;
 }
 
 static int open_new(struct rbd_disk *rbd, const struct ceph_name *name,
@@ -229,15 +240,18 @@ int rbd_disk_get(const struct ceph_name *name, const struct rbd_options *options
                  struct disk **disk, char why[LOG_LINE_SIZE])
 {
     char text[NAME_SIZE];
-    int r = 0;
+    struct rbd_disk *rbd;
 
     rbd_disk_spell(name, text, sizeof text);
     pthread_mutex_lock(&table_lock);
-    struct rbd_disk *rbd = find_or_add(text, options->readonly);
-    bool is_new = rbd && rbd->state == RBD_OPENING;
+    int r = find_or_add(text, options->readonly, name->timeout_s, &rbd);
+    bool is_new = r == 0 && rbd->state == RBD_OPENING;
     pthread_mutex_unlock(&table_lock);
-    if (!rbd)
-        return fail(why, text, -ENOMEM, strerror(ENOMEM));
+    if (r == -ETIMEDOUT)
+        return fail(why, text, r,
+                    "another client's open or close of the image still waits for the cluster");
+    if (r < 0)
+        return fail(why, text, r, strerror(-r));
     if (is_new)
         r = open_new(rbd, name, options, why);
     else
@@ -262,7 +276,7 @@ void rbd_disk_put(struct rbd_disk *rbd)
 
 int rbd_disk_check(const struct ceph_name *name, char why[LOG_LINE_SIZE])
 {
-    const struct ceph_image_options options = {.ceph = {.bounded = true}, .readonly = true};
+    const struct ceph_image_options options = {.readonly = true, .brief = true};
     struct ceph_image *image;
     char reason[REASON_SIZE], text[NAME_SIZE];
     struct ceph ceph;
