@@ -67,12 +67,13 @@ static void flush_dirty(struct image *image)
     }
 }
 
-/* Under images_lock, which is released while another thread opens or closes the image.  Returns the
+/* Under images_lock, which is released while another thread opens or closes the image.  Stores the
  * image of the disk, with a reference for the caller: an open one; or a new one, which takes over
- * `opened` and which the caller is to open.  NULL: no memory.
+ * `opened` and which the caller is to open.  Returns 0, -ENOMEM, or -EMFILE: a new image would take
+ * the last descriptors.  A further client of an open image needs none.
  */
-static struct image *find_or_add(struct image_source *opened, const char *name,
-                                 const struct image_options *options)
+static int find_or_add(struct image_source *opened, const char *name,
+                       const struct image_options *options, struct image **result)
 {
     struct image *image = find_image(&opened->key, options->readonly);
 
@@ -81,14 +82,17 @@ static struct image *find_or_add(struct image_source *opened, const char *name,
         image = find_image(&opened->key, options->readonly);
     }
     if (!image) {
+        if (image_takes_last_descriptors(opened, options))
+            return -EMFILE;
         image = image_new(opened, name, options);
         if (!image)
-            return NULL;
+            return -ENOMEM;
         image->entry.next = images;
         images = image;
     }
     image->entry.references++;
-    return image;
+    *result = image;
+    return 0;
 }
 
 /* Opens the new image, and wakes the clients that wait for that. */
@@ -113,6 +117,7 @@ static int get_once(int path_fd, const char *name, const struct image_options *o
                     struct image **result, char why[LOG_LINE_SIZE])
 {
     struct image_source opened;
+    struct image *image;
 
     /* The key is that of the descriptor that will be used, not of path_fd: on overlayfs the first
      * open for writing copies the file up, which changes its device and inode.
@@ -121,13 +126,13 @@ static int get_once(int path_fd, const char *name, const struct image_options *o
     if (r < 0)
         return r;
     pthread_mutex_lock(&images_lock);
-    struct image *image = find_or_add(&opened, name, options);
-    bool is_new = image && image->entry.state == IMAGE_OPENING;
+    r = find_or_add(&opened, name, options, &image);
+    bool is_new = r == 0 && image->entry.state == IMAGE_OPENING;
     pthread_mutex_unlock(&images_lock);
-    if (!image) {
+    if (r < 0) {
         image_close_source(&opened);
-        snprintf(why, LOG_LINE_SIZE, "%s: %s", name, strerror(ENOMEM));
-        return -ENOMEM;
+        snprintf(why, LOG_LINE_SIZE, "%s: cannot be opened: %s", name, strerror(-r));
+        return r;
     }
     if (is_new) {
         r = open_new(image, options, why);

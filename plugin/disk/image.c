@@ -95,8 +95,8 @@ static int open_writable(struct image_source *source, int path_fd, bool inherite
 /* One of many images must not take the last descriptors: without any, nbdkit accepts no client and
  * reports nothing to the clients that wait.
  */
-static bool takes_last_descriptors(const struct image_source *source,
-                                   const struct image_options *options)
+bool image_takes_last_descriptors(const struct image_source *source,
+                                  const struct image_options *options)
 {
     struct rlimit limit;
 
@@ -123,10 +123,7 @@ int image_open_source(struct image_source *source, int path_fd, const char *name
     }
     if (r < 0)
         return fail(why, name, "cannot be opened", r);
-    if (takes_last_descriptors(source, options))
-        r = -EMFILE;
-    if (r == 0)
-        r = read_key(source->fd, &source->key);
+    r = read_key(source->fd, &source->key);
     if (r < 0) {
         close(source->fd);
         return fail(why, name, "cannot be opened", r);

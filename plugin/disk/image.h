@@ -122,6 +122,10 @@ int image_open_source(struct image_source *source, int path_fd, const char *name
                       const struct image_options *options, char why[LOG_LINE_SIZE]);
 void image_close_source(struct image_source *source);
 
+/* Would the new image leave too few descriptors for connections?  False unless options->many. */
+bool image_takes_last_descriptors(const struct image_source *source,
+                                  const struct image_options *options);
+
 /* Makes an image that is not open yet, and takes over the source's descriptor.  Returns NULL when
  * there is no memory; the source is then still the caller's.
  */
