@@ -227,9 +227,12 @@ def faults_of_syscalls():
 
 
 def fail_syscall(call, error, when):
-    return one_run(["strace", "-I2", "-D", "-f", "-qq", "-o", trace, "-e", f"trace={call},openat",
-                    "-e", f"inject={call}:error={error}:when={when}"],
-                   descriptors_leak=call == "close")
+    how = one_run(["strace", "-I2", "-D", "-f", "-qq", "-o", trace, "-e", f"trace={call},openat",
+                   "-e", f"inject={call}:error={error}:when={when}"],
+                  descriptors_leak=call == "close")
+    if error == "EINTR" and "failed" in how:
+        raise Wrong("EINTR reached the client")
+    return how
 
 
 def fail_allocation(when):
