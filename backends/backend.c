@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "pool/schedule-point.h"
+
 /* The first is the default.  Threads come first because they measured fastest in most cases and
  * because nothing that a container, a seccomp filter or a limit forbids can stop them.
  * fio-jobs/README.md has the figures; tests/bench/backend.py and fio-jobs/compare measure them
@@ -69,6 +71,7 @@ static void enter(struct backend *backend, unsigned users)
 
 void backend_leave(struct backend *backend)
 {
+    SCHEDULE_POINT();
     if (atomic_fetch_sub_explicit(&backend->users, 1, memory_order_acq_rel) == 1)
         waiter_wake(&backend->unused);
 }
@@ -78,6 +81,7 @@ void backend_close(struct backend *backend)
     backend_leave(backend);
     waiter_wait(&backend->unused);
     waiter_destroy(&backend->unused);
+    SCHEDULE_POINT();
     backend->ops->close(backend);
 }
 
@@ -122,10 +126,12 @@ int backend_submit(struct backend *backend, struct request *request)
      */
     enter(backend, 2);
     prepare(backend, request);
+    SCHEDULE_POINT();
     if (can_carry(backend, request))
         r = backend->ops->submit(backend, request);
     else
         r = request_submit_to_pool(request);
+    SCHEDULE_POINT();
     if (r < 0)
         backend_leave(backend);
     backend_leave(backend);
@@ -140,6 +146,7 @@ static int submit_and_wait(struct backend *backend, struct request *request)
     request->waiter = &waiter;
     progress_set(request->progress, PLACE_QUEUE);
     int r = backend->ops->submit(backend, request);
+    SCHEDULE_POINT();
     if (r == 0) {
         waiter_wait(&waiter);
         r = request->result;

@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "backends/ceph-api.h"
+#include "pool/schedule-point.h"
 
 /* How long an image without the exclusive lock is waited for, while a client that does not answer
  * still watches the image.  Ceph forgets a dead client after 30 s.
@@ -387,6 +388,7 @@ static void turn(void *opaque)
         request_count_time(request, request->submitted_ns);
         if (!request->waiter)
             bh_schedule(cb->bh);
+        SCHEDULE_POINT();
         request_finish(request, request->result);
     }
 }
@@ -406,8 +408,10 @@ static void on_complete(rbd_completion_t completion, void *opaque)
     else
         request->transferred = request->length;
     /* The request may end as soon as it is in the list.  backend_close waits for this thread. */
+    SCHEDULE_POINT();
     stack_push(&cb->completed, &request->link);
     bh_schedule(cb->bh);
+    SCHEDULE_POINT();
     backend_leave(&cb->backend);
 }
 
@@ -447,6 +451,7 @@ static int submit(struct backend *backend, struct request *request)
     progress_set(request->progress, PLACE_STORAGE);
     request->submitted_ns = request_clock(request);
     atomic_fetch_add_explicit(&backend->users, 1, memory_order_relaxed); /* on_complete */
+    SCHEDULE_POINT();
     r = start(cb->image->rbd, request, completion);
     if (r < 0) {
         ceph_api.rbd_aio_release(completion);
@@ -465,6 +470,7 @@ static void close_backend(struct backend *backend)
 
     /* `turn` may not have returned since it ended the last request. */
     loop_call(backend->config.loop, do_nothing, NULL);
+    SCHEDULE_POINT();
     bh_delete(cb->bh);
     free(cb);
 }

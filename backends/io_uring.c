@@ -21,6 +21,7 @@
 #include <sys/eventfd.h>
 
 #include "backends/ring.h"
+#include "pool/schedule-point.h"
 
 #define REAP_BATCH 64u /* completion entries looked at at once */
 
@@ -104,7 +105,9 @@ static int uring_push(struct ring *ring, struct request *const *batch, unsigned 
             break;
         prepare(sqes[prepared], batch[prepared]);
     }
+    SCHEDULE_POINT();
     int n = io_uring_submit(&u->uring);
+    SCHEDULE_POINT();
     unsigned consumed = n > 0 ? n : 0;
     unsigned taken = consumed > stale ? consumed - stale : 0;
 
@@ -142,12 +145,14 @@ static void uring_reap(struct ring *ring)
     struct uring *u = container_of(ring, struct uring, ring);
 
     do {
+        SCHEDULE_POINT();
         /* After a failure (EAGAIN, EINTR) the write makes the loop thread come back. */
         if (u->deferred && io_uring_get_events(&u->uring) < 0) {
             eventfd_write(ring->event_fd, 1);
             take_completed(u);
             return;
         }
+        SCHEDULE_POINT();
         take_completed(u);
     } while (deferred_work_is_left(u));
 }

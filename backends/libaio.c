@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "backends/ring.h"
+#include "pool/schedule-point.h"
 
 #define REAP_BATCH 64u /* events fetched at once, on the stack */
 
@@ -57,6 +58,7 @@ static int laio_push(struct ring *ring, struct request *const *batch, unsigned c
         prepare(&iocbs[i], batch[i], ring->event_fd);
         pointers[i] = &iocbs[i];
     }
+    SCHEDULE_POINT();
     return io_submit(l->context, count, pointers);
 }
 
@@ -68,7 +70,9 @@ static void laio_reap(struct ring *ring)
     int n;
 
     do {
+        SCHEDULE_POINT();
         n = io_getevents(l->context, 0, REAP_BATCH, events, &at_once);
+        SCHEDULE_POINT();
         for (int i = 0; i < n; i++)
             ring_completed(ring, events[i].data, (long)events[i].res);
     } while (n == (int)REAP_BATCH || n == -EINTR);

@@ -20,6 +20,7 @@
 
 #include "backends/backend.h"
 #include "pool/probe.h"
+#include "pool/schedule-point.h"
 
 /* Offsets of any file fit; meson.build asks for it on 32-bit machines. */
 static_assert(sizeof(off_t) == 8, "off_t has 64 bits");
@@ -118,8 +119,10 @@ int request_perform(struct request *request)
 
     progress_set(request->progress, PLACE_STORAGE);
     PROBE(io_submit, request, request->op, request->fd, request->offset, request->length);
+    SCHEDULE_POINT();
     while (!request_advance(request, perform_once(request)))
         ;
+    SCHEDULE_POINT();
     PROBE(io_complete, request, request->result);
     request_count_time(request, start);
     return request->result;
@@ -202,17 +205,20 @@ void request_finish(struct request *request, int result)
     struct backend *backend = request->backend;
 
     request->result = result;
+    SCHEDULE_POINT();
     if (request->waiter) {
         waiter_wake(request->waiter);
         return;
     }
     request->done(request);
+    SCHEDULE_POINT();
     backend_leave(backend);
 }
 
 void request_give_back(struct request *request)
 {
     request->given_back = true;
+    SCHEDULE_POINT();
     tally_add(request->backend->config.tally, BACKEND_TALLY_GIVEN_BACK, 1);
     if (request->waiter) {
         /* The caller of backend_run waits, so it may block in pool_run.  pool_run does not fail

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "pool/probe.h"
+#include "pool/schedule-point.h"
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8u /* linux/memfd.h since Linux 6.3 */
@@ -64,7 +65,9 @@ static int push_batch(struct ring *ring, struct request *const *batch, unsigned 
         if (batch[i]->submitted_ns == 0)
             batch[i]->submitted_ns = request_clock(batch[i]);
     }
+    SCHEDULE_POINT();
     int n = ring->ops->push(ring, batch, count);
+    SCHEDULE_POINT();
     for (unsigned i = n > 0 ? n : 0; i < count; i++)
         progress_set(batch[i]->progress, PLACE_QUEUE);
     return n;
@@ -111,6 +114,7 @@ static void end_leaving(struct ring *ring)
 
         if (!request->waiter)
             bh_schedule(ring->bh);
+        SCHEDULE_POINT();
         if (request->given_back)
             request_give_back(request);
         else
@@ -135,10 +139,13 @@ static void reap_and_turn(void *opaque)
 {
     struct ring *ring = opaque;
     uint64_t count;
+    SCHEDULE_POINT();
     ssize_t n = read(ring->event_fd, &count, sizeof count);
 
     assert(n == sizeof count || errno == EAGAIN || errno == EINTR);
+    SCHEDULE_POINT();
     ring->ops->reap(ring);
+    SCHEDULE_POINT();
     turn(ring);
 }
 
@@ -171,7 +178,9 @@ int ring_submit(struct backend *backend, struct request *request)
     struct ring *ring = container_of(backend, struct ring, backend);
 
     stack_push(&ring->inbox, &request->link);
+    SCHEDULE_POINT();
     bh_schedule(ring->bh);
+    SCHEDULE_POINT();
     return 0;
 }
 
@@ -202,11 +211,13 @@ int ring_start(struct ring *ring)
 void ring_stop(struct ring *ring)
 {
     assert(ring->in_flight == 0 && !ring->waiting.oldest && !ring->leaving.oldest);
+    SCHEDULE_POINT();
     loop_watch_delete(ring->watch);
 }
 
 void ring_destroy(struct ring *ring)
 {
+    SCHEDULE_POINT();
     bh_delete(ring->bh);
     close(ring->event_fd);
 }

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "pool/schedule-point.h"
+
 static pthread_mutex_t totals_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pool_counters totals; /* under totals_lock */
 
@@ -83,12 +85,15 @@ void room_close(struct room *room)
 {
     if (room->backend)
         backend_close(room->backend);
+    SCHEDULE_POINT();
     if (room->pool) {
         /* The completion bottom half counts a batch after it has woken the batch's callers, so the
          * last batch may not be counted yet.  The bottom half has returned when loop_call returns.
          */
         loop_call(room->loop, do_nothing, NULL);
+        SCHEDULE_POINT();
         add_to_totals(room->pool);
+        SCHEDULE_POINT();
         pool_free(room->pool, POOL_DRAIN);
     }
     if (room->loop)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "backends/backend.h"
+#include "pool/schedule-point.h"
 
 static int threads_open(const struct backend_config *config, struct backend **backend)
 {
@@ -43,7 +44,9 @@ static bool read_cached(struct request *request)
     uint64_t start = request_clock(request);
 
     progress_set(request->progress, PLACE_STORAGE);
+    SCHEDULE_POINT();
     ssize_t n = preadv2(request->fd, request->iov, request->iovcnt, request->offset, RWF_NOWAIT);
+    SCHEDULE_POINT();
     bool is_done = n > 0 && request_advance(request, n);
     tally_add(tally, is_done ? BACKEND_TALLY_HITS : BACKEND_TALLY_MISSES, 1);
     if (is_done)

@@ -10,6 +10,7 @@
 
 #include "pool/pool-internal.h"
 #include "pool/probe.h"
+#include "pool/schedule-point.h"
 
 /* --- Queues and tokens --- */
 
@@ -219,6 +220,7 @@ static void give_to_waiter(struct pool *pool, struct task *task)
     lanes_start_on_caller(pool, task);
     pool->undelivered--;
     task->waiter->runs_itself = true;
+    SCHEDULE_POINT();
     waiter_wake(&task->waiter->waiter);
 }
 
@@ -238,6 +240,7 @@ void lanes_grant(struct pool *pool)
             grant_token(pool, task);
         }
     }
+    SCHEDULE_POINT();
     reclaim_surplus(pool);
 }
 

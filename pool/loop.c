@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "pool/schedule-point.h"
 #include "pool/stack.h"
 #include "pool/waiter.h"
 
@@ -110,6 +111,7 @@ static void loop_notify(struct loop *loop)
 {
     if (!atomic_load(&loop->asleep) || !atomic_exchange(&loop->asleep, false))
         return;
+    SCHEDULE_POINT();
     uint64_t one = 1;
     ssize_t n;
     do
@@ -117,14 +119,18 @@ static void loop_notify(struct loop *loop)
     while (n < 0 && errno == EINTR);
     /* EAGAIN: the counter is at its maximum, so the eventfd is readable anyway (eventfd(2)). */
     assert(n == sizeof one || errno == EAGAIN);
+    SCHEDULE_POINT();
 }
 
 static void bh_enqueue(struct bh *bh, unsigned flags)
 {
     /* Read before the flags are set: from then on the loop may run and free the bottom half. */
     struct loop *loop = bh->loop;
-    if (!(atomic_fetch_or(&bh->flags, flags | BH_PENDING) & BH_PENDING))
+    if (!(atomic_fetch_or(&bh->flags, flags | BH_PENDING) & BH_PENDING)) {
+        SCHEDULE_POINT();
         stack_push(&loop->scheduled, &bh->link);
+    }
+    SCHEDULE_POINT();
     loop_notify(loop);
 }
 
@@ -146,6 +152,7 @@ void bh_schedule(struct bh *bh)
 
 void bh_cancel(struct bh *bh)
 {
+    SCHEDULE_POINT();
     atomic_fetch_and(&bh->flags, ~(unsigned)BH_SCHEDULED);
 }
 
@@ -172,7 +179,9 @@ static bool run_bottom_halves(struct loop *loop)
     struct bh *bh;
     stack_drain(&loop->scheduled, &loop->ready);
     while ((bh = pop_ready(loop))) {
+        SCHEDULE_POINT();
         unsigned flags = atomic_fetch_and(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED));
+        SCHEDULE_POINT();
         if (flags & BH_DELETED) {
             free(bh);
         } else if (flags & BH_SCHEDULED) {
@@ -303,6 +312,7 @@ static bool next_event(struct loop *loop, int timeout_ms, struct loop_watch **wa
     *watch = event.data.ptr;
     if (!*watch) {
         uint64_t count;
+        SCHEDULE_POINT();
         /* An empty counter would be a spurious wake-up, which does no harm. */
         ssize_t got = read(loop->event_fd, &count, sizeof count);
         assert(got == sizeof count || errno == EAGAIN || errno == EINTR);
@@ -319,13 +329,18 @@ static bool poll_descriptors(struct loop *loop, bool wait)
 {
     int timeout_ms = 0;
     if (wait) {
+        SCHEDULE_POINT();
         atomic_store(&loop->asleep, true);
+        SCHEDULE_POINT();
         if (stack_is_empty(&loop->scheduled))
             timeout_ms = timers_timeout_ms(loop);
+        SCHEDULE_POINT();
     }
     struct loop_watch *watch = NULL;
     bool found = next_event(loop, timeout_ms, &watch);
+    SCHEDULE_POINT();
     atomic_store(&loop->asleep, false);
+    SCHEDULE_POINT();
     if (found && !watch && !wait)
         found = next_event(loop, 0, &watch);
     if (!found || !watch)
@@ -350,6 +365,7 @@ bool loop_poll(struct loop *loop, bool wait)
 static void *loop_main(void *opaque)
 {
     struct loop *loop = opaque;
+    SCHEDULE_POINT();
     atomic_store_explicit(&loop->self, pthread_self(), memory_order_relaxed);
     while (!atomic_load(&loop->stopping))
         loop_poll(loop, true);
@@ -436,7 +452,9 @@ int loop_new(struct loop **out)
 static void stop(void *opaque)
 {
     struct loop *loop = opaque;
+    SCHEDULE_POINT();
     atomic_store(&loop->stopping, true);
+    SCHEDULE_POINT();
 }
 
 void loop_free(struct loop *loop)

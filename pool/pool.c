@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "pool/pool-internal.h"
+#include "pool/schedule-point.h"
 
 #define IDLE_TIMEOUT_DEFAULT_NS 10000000000u
 
@@ -69,8 +70,11 @@ void pool_unlock(struct pool *pool)
 void pool_complete(struct pool *pool, struct task *task, int result)
 {
     task->result = result;
+    SCHEDULE_POINT();
     atomic_store(&task->state, TASK_DONE);
+    SCHEDULE_POINT();
     stack_push(&pool->completed, &task->completed);
+    SCHEDULE_POINT();
     bh_schedule(pool->completion_bh);
 }
 
@@ -91,7 +95,9 @@ static struct task *pop_delivering(struct pool *pool)
 static void deliver(struct task *task)
 {
     struct task_waiter *waiter = task->waiter;
+    SCHEDULE_POINT();
     atomic_store(&task->state, TASK_IDLE);
+    SCHEDULE_POINT();
     if (waiter)
         waiter_wake(&waiter->waiter);
     else
@@ -112,12 +118,15 @@ static void deliver_completed(void *opaque)
     struct task *task;
     unsigned delivered = 0;
     stack_drain(&pool->completed, &pool->delivering);
+    SCHEDULE_POINT();
     bh_schedule(pool->completion_bh);
     while ((task = pop_delivering(pool))) {
         deliver(task);
         delivered++;
     }
+    SCHEDULE_POINT();
     bh_cancel(pool->completion_bh);
+    SCHEDULE_POINT();
     if (!stack_is_empty(&pool->completed))
         bh_schedule(pool->completion_bh); /* not a loop here, so that timers and watches run too */
     if (!delivered)
@@ -354,7 +363,9 @@ void pool_free(struct pool *pool, enum pool_free_policy policy)
         pthread_cond_wait(&pool->changed, &pool->lock);
     workers_stop(pool);
     pool_unlock(pool);
+    SCHEDULE_POINT();
     loop_call(pool->loop, delete_callbacks, pool);
+    SCHEDULE_POINT();
     workers_join_exited(pool);
     free_memory(pool);
 }

@@ -17,6 +17,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "pool/schedule-point.h"
+
 /* A member of the listed object; container_of leads from the link to the object. */
 struct link {
     /* Owned by the pushing thread until stack_push, then by the owner of the queue. */
@@ -64,8 +66,10 @@ static inline struct link *queue_pop(struct queue *queue)
 static inline void stack_push(struct stack *stack, struct link *link)
 {
     link->next = atomic_load(&stack->newest);
+    SCHEDULE_POINT();
     while (!atomic_compare_exchange_weak(&stack->newest, &link->next, link))
         ;
+    SCHEDULE_POINT();
 }
 
 /* Any thread.  The load is sequentially consistent, as the push and the drain are: the handshakes
@@ -81,6 +85,7 @@ static inline void stack_drain(struct stack *stack, struct queue *queue)
 {
     struct link *link = atomic_exchange(&stack->newest, NULL);
     struct link *last = link, *oldest = NULL;
+    SCHEDULE_POINT();
     while (link) {
         struct link *next = link->next;
         link->next = oldest;

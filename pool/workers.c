@@ -17,6 +17,7 @@
 
 #include "pool/pool-internal.h"
 #include "pool/probe.h"
+#include "pool/schedule-point.h"
 
 #define RETRY_LAST_NS 1000000000u /* the longest back-off */
 #define NS_PER_S 1000000000u
@@ -85,6 +86,7 @@ void workers_join_exited(struct pool *pool)
     pool_unlock(pool);
     while (worker) {
         struct worker *next = worker->next;
+        SCHEDULE_POINT();
         /* Short: the worker only has to return from worker_main. */
         pthread_join(worker->thread, NULL);
         free(worker);
@@ -116,6 +118,7 @@ void workers_manage(void *opaque)
 
     if (arm)
         loop_timer_arm(pool->retry_timer, retry_ns);
+    SCHEDULE_POINT();
     if (create)
         create_worker(pool);
     workers_join_exited(pool);
@@ -276,6 +279,7 @@ static void *worker_main(void *opaque)
     struct pool *pool = worker->pool;
     pthread_setname_np(pthread_self(), "aiodisk-worker");
     schedule_as_batch();
+    SCHEDULE_POINT();
 
     pool_lock(pool);
     worker->thread = pthread_self();

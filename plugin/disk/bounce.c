@@ -14,6 +14,7 @@
 
 #include "plugin/disk/bounce.h"
 #include "plugin/disk/disk-tally.h"
+#include "pool/schedule-point.h"
 #include "pool/waiter.h"
 
 /* 4 KiB, 16 KiB, 64 KiB, 256 KiB, 1 MiB */
@@ -95,6 +96,7 @@ static void serve_first(struct bounce_share *share)
     if (!share->first)
         share->last = NULL;
     take(share, first->bytes);
+    SCHEDULE_POINT();
     waiter_wake(&first->waiter);
 }
 

@@ -17,6 +17,7 @@
 #include "plugin/disk/fd.h"
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
+#include "pool/schedule-point.h"
 
 /* A flush that found no free descriptor.  A sync that starts after the flush came answers it:
  * either the flush is given a descriptor and leads a sync, or the leader of a sync takes the flush
@@ -106,6 +107,7 @@ static void pass_on(struct flush_set *set, int slot)
     if (!set->first)
         set->last = &set->first;
     heir->slot = slot;
+    SCHEDULE_POINT();
     pthread_cond_signal(&heir->cond);
 }
 
@@ -138,12 +140,15 @@ static int sync_slot(struct image *image, int slot)
 {
     struct request request = {.op = REQUEST_FDATASYNC, .fd = image->flush.fds[slot]};
 
+    SCHEDULE_POINT();
     int r = backend_run(image->room.backend, &request);
+    SCHEDULE_POINT();
     /* Record the failure before releasing the descriptor.  The kernel reports it once, so the next
      * sync there would succeed; its caller then checks image_health.
      */
     if (is_verdict(r))
         image_fail(image, r);
+    SCHEDULE_POINT();
     return r;
 }
 
@@ -157,6 +162,7 @@ static void answer_joined(struct flush_waiter *joined, int result)
         joined = waiter->next;
         waiter->result = result;
         waiter->done = true;
+        SCHEDULE_POINT();
         pthread_cond_signal(&waiter->cond);
     }
 }
@@ -171,6 +177,7 @@ int image_flush(struct image *image)
     if (r < 0 || image->readonly)
         return r;
     atomic_store(&set->dirty, false);
+    SCHEDULE_POINT();
 
     pthread_mutex_lock(&set->lock);
     if (set->free) {
@@ -258,6 +265,7 @@ static int write_dsync(struct image *image, int fd, const void *buf, uint64_t le
      */
     else if (r < 0)
         image_flush(image);
+    SCHEDULE_POINT();
     if (slot >= 0)
         return_slot(set, slot);
     return r == 0 ? image_health(image) : r;

@@ -13,6 +13,7 @@
 
 #include "plugin/disk/image.h"
 #include "pool/probe.h"
+#include "pool/schedule-point.h"
 
 struct health {
     /* Set once by health_get. */
@@ -67,6 +68,7 @@ void health_fail(struct health *health, const char *name, int err)
 {
     int expected = 0;
 
+    SCHEDULE_POINT();
     PROBE(flush_failed, name, -err);
     if (atomic_compare_exchange_strong(&health->error, &expected, err))
         log_warning("%s: a sync failed (%s), so writes may be lost: every flush and FUA write on "

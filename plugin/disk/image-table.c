@@ -15,6 +15,7 @@
 #include "plugin/disk/health.h"
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/image.h"
+#include "pool/schedule-point.h"
 
 /* How often an image whose lock another program holds is tried, see image_get. */
 #define LOCK_TRIES 25
@@ -43,7 +44,9 @@ static void close_and_unlink(struct image *image)
     assert(image->entry.references == 0);
     image->entry.state = IMAGE_CLOSING;
     pthread_mutex_unlock(&images_lock);
+    SCHEDULE_POINT();
     image_close(image);
+    SCHEDULE_POINT();
     pthread_mutex_lock(&images_lock);
     struct image **link = &images;
     while (*link != image)
@@ -62,7 +65,9 @@ static void flush_dirty(struct image *image)
     while (image->entry.references == 1 && atomic_load(&image->flush.dirty) &&
            image_health(image) == 0) {
         pthread_mutex_unlock(&images_lock);
+        SCHEDULE_POINT();
         image_flush(image);
+        SCHEDULE_POINT();
         pthread_mutex_lock(&images_lock);
     }
 }
@@ -99,6 +104,7 @@ static int find_or_add(struct image_source *opened, const char *name,
 static int open_new(struct image *image, const struct image_options *options,
                     char why[LOG_LINE_SIZE])
 {
+    SCHEDULE_POINT();
     int r = image_open(image, options, why);
 
     pthread_mutex_lock(&images_lock);
@@ -138,6 +144,7 @@ static int get_once(int path_fd, const char *name, const struct image_options *o
         r = open_new(image, options, why);
     } else {
         image_close_source(&opened);
+        SCHEDULE_POINT();
         /* The disk may have become larger or smaller: a new client sees the size of now. */
         image_follow_size(image);
     }

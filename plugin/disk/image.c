@@ -20,6 +20,7 @@
 
 #include "plugin/disk/fd.h"
 #include "plugin/disk/image.h"
+#include "pool/schedule-point.h"
 
 /* Descriptors left for connections (each takes three) when many images are open. */
 #define DESCRIPTOR_RESERVE 64
@@ -206,13 +207,17 @@ void image_follow_size(struct image *image)
     struct range everything = {.start = 0, .end = UINT64_MAX, .exclusive = true};
 
     pthread_mutex_lock(&image->size_lock);
+    SCHEDULE_POINT();
     int64_t size = image_measure(image);
+    SCHEDULE_POINT();
     if (size >= 0 && (uint64_t)size != image->measured) {
         image->measured = size;
         uint64_t served = served_size(image, size);
         if (image->direct)
             range_acquire(&image->ranges, &everything);
+        SCHEDULE_POINT();
         atomic_store(&image->size, served);
+        SCHEDULE_POINT();
         if (image->direct)
             range_release(&image->ranges, &everything);
     }
@@ -369,11 +374,14 @@ int image_open(struct image *image, const struct image_options *options, char wh
 void image_close(struct image *image)
 {
     prefetch_stop(image);
+    SCHEDULE_POINT();
     /* Nothing is written any more.  The end of the threads and of the ring takes some milliseconds
      * (33 with io_destroy(2)), for which the next program need not wait.
      */
     image_unlock(image);
+    SCHEDULE_POINT();
     room_close(&image->room);
+    SCHEDULE_POINT();
     flush_set_close(image);
     if (image->fd != image->buffered_fd)
         close(image->fd);
@@ -453,7 +461,9 @@ int image_transfer(struct image *image, enum request_op op, unsigned flags, int 
         .iovcnt = 1,
     };
 
+    SCHEDULE_POINT();
     int r = backend_run(image->room.backend, &request);
+    SCHEDULE_POINT();
     if (transferred)
         *transferred = request.transferred;
     return r;

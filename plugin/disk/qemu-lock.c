@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "plugin/disk/image.h"
+#include "pool/schedule-point.h"
 
 #define USED 100
 #define UNSHARED 200
@@ -62,6 +63,7 @@ static int take_locks(const struct image *image, const struct plan *plan, char *
             return -errno;
         }
     }
+    SCHEDULE_POINT();
     for (int i = 0; plan->refuse[i]; i++) {
         struct flock byte = {
             .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = plan->refuse[i], .l_len = 1};

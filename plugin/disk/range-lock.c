@@ -9,6 +9,7 @@
 
 #include "plugin/disk/disk-tally.h"
 #include "plugin/disk/range-lock.h"
+#include "pool/schedule-point.h"
 
 void range_lock_init(struct range_lock *ranges, struct tally *tally)
 {
@@ -84,6 +85,7 @@ void range_release(struct range_lock *ranges, struct range *range)
     for (; somebody_may_wait && younger; younger = younger->next) {
         if (younger->waiting && !is_blocked(younger)) {
             younger->waiting = false;
+            SCHEDULE_POINT();
             pthread_cond_signal(&younger->cond);
         }
     }

@@ -8,6 +8,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "pool/schedule-point.h"
+
 /* librbd takes one discard or zero for all the objects of the range at once.  This many bytes at a
  * time bound what is in flight.
  */
@@ -91,6 +93,7 @@ static int after_write(struct rbd_disk *rbd, int r, uint64_t end)
 {
     if (!atomic_load_explicit(&rbd->dirty, memory_order_relaxed))
         atomic_store(&rbd->dirty, true);
+    SCHEDULE_POINT();
     int64_t now = ceph_image_size(rbd->image);
     if (now >= 0 && end > (uint64_t)now && (r == 0 || r == -EINVAL))
         return -ENOSPC;
@@ -114,6 +117,7 @@ int rbd_disk_flush(struct rbd_disk *rbd)
         flush->begun++;
         pthread_mutex_unlock(&flush->lock);
         atomic_store(&rbd->dirty, false);
+        SCHEDULE_POINT();
         int r = run(rbd, REQUEST_FDATASYNC, 0, NULL, 0, 0);
         if (r < 0)
             health_fail(rbd->health, rbd->name, r);

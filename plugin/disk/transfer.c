@@ -20,6 +20,7 @@
 
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
+#include "pool/schedule-point.h"
 
 /* How many requests of one image write into its page cache at once. */
 #define WRITE_TURNS 2u
@@ -137,6 +138,7 @@ static int read_bounced(struct image *image, char *buf, uint64_t length, uint64_
     /* A file that was cut short inside the last block still has the bytes before its end. */
     if (r < 0 && transferred >= offset + length - start)
         r = 0;
+    SCHEDULE_POINT();
     if (r == 0)
         memcpy(buf, bounce.memory + (offset - start), length);
     bounce_put(&bounce);
@@ -190,6 +192,7 @@ static int write_bounced(struct image *image, const char *buf, uint64_t length, 
         r = read_block(image, bounce.memory, start);
     if (r == 0 && offset + length < end && (last > start || start == offset))
         r = read_block(image, bounce.memory + (last - start), last);
+    SCHEDULE_POINT();
     if (r == 0) {
         memcpy(bounce.memory + (offset - start), buf, length);
         r = write_plain(image, image->fd, bounce.memory, end - start, start, fua);
@@ -246,11 +249,13 @@ void transfer_lock(struct image *image, struct range *range, uint64_t length, ui
     if (!image->direct)
         return;
     range_acquire(&image->ranges, range);
+    SCHEDULE_POINT();
     /* While the request waited, the image may have grown, so that a part of the tail goes direct
      * now.  From here on the size cannot change.
      */
     if (!range->exclusive && reads_first(image, length, offset)) {
         range_release(&image->ranges, range);
+        SCHEDULE_POINT();
         range->exclusive = true;
         range_acquire(&image->ranges, range);
     }
@@ -273,12 +278,15 @@ int image_write(struct image *image, const void *buf, uint64_t length, uint64_t 
     int r = fua ? image_health(image) : 0;
     if (r == 0)
         r = image_before_write(image, end);
+    SCHEDULE_POINT();
     if (r < 0)
         return r;
     transfer_count_unaligned(image, length, offset);
     transfer_lock(image, &range, length, offset);
     r = write_locked(image, buf, length, offset, fua);
+    SCHEDULE_POINT();
     image_after_write(image);
+    SCHEDULE_POINT();
     transfer_unlock(image, &range);
     return r;
 }

@@ -14,6 +14,7 @@
 
 #include "plugin/disk/health.h"
 #include "plugin/disk/image.h"
+#include "pool/schedule-point.h"
 
 /* Bytes of one call to the kernel.  Where the kernel ends up writing zeros, a longer call would
  * hold its slot for minutes.
@@ -147,6 +148,7 @@ static int punch_and_allocate(struct image *image, uint64_t length, uint64_t off
         r = allocate(image, length, offset);
     if (r == 0)
         r = punch(image, length, offset);
+    SCHEDULE_POINT();
     if (r == 0)
         r = allocate(image, length, offset);
     return r;
@@ -175,6 +177,7 @@ static int zero_device_step(struct image *image, uint64_t length, uint64_t offse
      */
     if ((flags & ZERO_MAY_TRIM) && may_try(&image->zero.punch)) {
         r = ability_of(&image->zero.punch) == ABILITY_UNKNOWN ? image_flush(image) : 0;
+        SCHEDULE_POINT();
         if (r == 0)
             r = call_method(image, &image->zero.punch, REQUEST_FALLOCATE, PUNCH, length, offset);
     }
@@ -228,6 +231,7 @@ static int zero_locked(struct image *image, uint64_t length, uint64_t offset, un
             tally_add(image->tally, DISK_TALLY_FELL_TO_ZEROS, 1);
             r = transfer_write_zeros(image, step, start);
         }
+        SCHEDULE_POINT();
         start += step;
     }
     return r;
@@ -272,7 +276,9 @@ int image_zero(struct image *image, uint64_t length, uint64_t offset, unsigned f
     transfer_count_unaligned(image, length, offset);
     transfer_lock(image, &range, length, offset);
     r = zero_locked(image, length, offset, flags);
+    SCHEDULE_POINT();
     image_after_write(image);
+    SCHEDULE_POINT();
     transfer_unlock(image, &range);
     if (r == 0 && (flags & ZERO_FUA))
         r = image_flush(image);
@@ -323,7 +329,9 @@ int image_trim(struct image *image, uint64_t length, uint64_t offset, unsigned f
         transfer_lock(image, &range, length, offset);
         whole_units(image, length, offset, &start, &end);
         r = trim_locked(image, start, end);
+        SCHEDULE_POINT();
         image_after_write(image);
+        SCHEDULE_POINT();
         transfer_unlock(image, &range);
     }
     if (r == 0 && (flags & ZERO_FUA))
