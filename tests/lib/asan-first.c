@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A library that is preloaded into nbdkit beside ASan's runtime. It allocates memory once, so that
- * the runtime initialises itself before the constructor of any other library runs.
+/* A library that is preloaded into nbdkit beside the runtime of ASan or TSan. It allocates memory
+ * once, so that the runtime initialises itself before the constructor of any other library runs.
  *
  * libp11-kit, which nbdkit loads for TLS, calls newlocale(3) in its constructor. newlocale takes
  * libc's locale lock and calls malloc. ASan's first malloc looks for a symbol that does not exist,

@@ -55,7 +55,8 @@ trap 'exit 143' TERM INT
 fail() {
     echo "FAILED: $*" >&2
     [ -z "${log:-}" ] ||
-        grep -s -A 40 -E 'ERROR: AddressSanitizer|runtime error:' "$log" >&2 || true
+        grep -s -A 60 -E '(ERROR|WARNING): (Address|Thread)Sanitizer|runtime error:' "$log" >&2 ||
+        true
     exit 1
 }
 # fail_with FILE MESSAGE: the same; shows the end of FILE first.
@@ -68,8 +69,9 @@ skip() { echo "skipped: $*"; exit 77; }
 need_root() { [ "$(id -u)" = 0 ] || skip "needs root, for $1"; }
 say() { echo "-- $*"; }
 
-# If the plugin was built with ASan, ASan's runtime must be the first library of nbdkit, and only of
-# nbdkit.  Leak detection is off: nbdkit 1.32 does not free connections that are open at its end.
+# If the plugin was built with ASan or TSan, the runtime must be the first library of nbdkit, and
+# only of nbdkit.  TSan's first finding ends nbdkit; tsan.supp says what is no finding, and why.
+# Leak detection is off: nbdkit 1.32 does not free connections that are open at its end.
 # valgrind.sh checks for leaks of the plugin.  AIODISK_CORKED names libnbdkit-corked.so, if the test
 # is to run with that library in nbdkit.
 if [ -n "${AIODISK_PRELOAD:-}${AIODISK_CORKED:-}" ]; then
@@ -77,6 +79,8 @@ if [ -n "${AIODISK_PRELOAD:-}${AIODISK_CORKED:-}" ]; then
     cat >"$dir/bin/nbdkit" <<S
 #!/bin/sh
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+TSAN_OPTIONS='halt_on_error=1 second_deadlock_stack=1'
+export TSAN_OPTIONS="\$TSAN_OPTIONS suppressions=$source_root/tests/lib/tsan.supp"
 export LD_PRELOAD='${AIODISK_PRELOAD:-} ${AIODISK_CORKED:-}'
 exec $(command -v nbdkit) "\$@"
 S

@@ -147,12 +147,29 @@ static void invariant_20_callers_take_back_in_order(void **state)
     }
 }
 
+/* A task that pool_run has carried is submitted next: nothing of the wait is left in it. */
+static void a_task_can_be_run_and_then_submitted(void **state)
+{
+    struct rig rig;
+    struct job job;
+    rig_new(&rig, &(struct pool_config){.max_threads = 2});
+    for (int round = 0; round < ROUNDS(200); round++) {
+        job_init(&job, POOL_FAST, NULL, NULL);
+        CHECK(pool_run(rig.pool, &job.task) == JOB_RESULT);
+        CHECK(pool_submit(rig.pool, &job.task) == 0);
+        WAIT_UNTIL(atomic_load(&job.finished) == 1);
+        CHECK(atomic_load(&job.runs) == 2);
+    }
+    rig_free(&rig, POOL_DRAIN);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(invariant_18_a_flood_of_slow_tasks_does_not_stall_fast_ones),
         cmocka_unit_test(invariant_20_first_come_first_served_within_a_lane),
         cmocka_unit_test(invariant_20_callers_take_back_in_order),
+        cmocka_unit_test(a_task_can_be_run_and_then_submitted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
