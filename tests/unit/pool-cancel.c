@@ -268,14 +268,14 @@ static void invariant_9_nested_poll_completes_tasks(void **state)
 }
 
 /* The first callback of a batch of two waits for the second callback, which only a nested poll can
- * call.
+ * call.  The worker may store the second task's state long before it pushes the task, so the number
+ * of turns has no bound.
  */
 static void wait_for_the_rest(struct task *task)
 {
     struct callback *c = (struct callback *)task;
-    for (int turn = 0; turn < 100 && atomic_load(&c->other_finished) == 0; turn++)
+    while (atomic_load(&c->other_finished) == 0)
         loop_poll(c->loop, false);
-    CHECK(atomic_load(&c->other_finished) == 1);
     atomic_store(&c->over, true);
 }
 
