@@ -2,15 +2,16 @@
 /* Does the disk of a server behave as NBD and the man page say? The program asks the same questions
  * for every combination of backend, cache, dispatch and target; conformance.sh makes those.
  *
- *   conformance URI SECONDS SEED [--sparse|--random]
+ *   conformance URI SECONDS SEED [--sparse|--random|--content=FILE]
  *
  * First come fixed cases, one operation at a time. Then come random operations, 16 in flight on
  * each of 4 connections, compared with a model of the disk in memory (model.h). Two operations
  * never share a byte if one of them modifies the byte, but they share blocks as often as possible.
  * At the end the program compares the whole disk.
  *
- * The disk must be all zeros at the start. With --sparse, block status must also report the new
- * disk as holes. With --random, the program leaves out the fixed cases.
+ * The disk must be all zeros at the start, or with --content have the content of the file. With
+ * --sparse, block status must also report the new disk as holes. With --random and --content, the
+ * program leaves out the fixed cases.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -252,13 +253,19 @@ static void stress(double seconds)
 
 int main(int argc, char **argv)
 {
+    static const char content[] = "--content=";
+
     if (argc < 4) {
-        fprintf(stderr, "usage: conformance URI SECONDS SEED [--sparse|--random]\n");
+        fprintf(stderr, "usage: conformance URI SECONDS SEED [--sparse|--random|%sFILE]\n",
+                content);
         return 2;
     }
-    sparse = argc > 4 && strcmp(argv[4], "--sparse") == 0;
+    const char *option = argc > 4 ? argv[4] : "";
+    sparse = strcmp(option, "--sparse") == 0;
     connect_all(argv[1], strtoull(argv[3], NULL, 0));
-    if (argc < 5 || strcmp(argv[4], "--random") != 0)
+    if (strncmp(option, content, strlen(content)) == 0)
+        model_read(option + strlen(content));
+    else if (strcmp(option, "--random") != 0)
         run_cases();
     stress(strtod(argv[2], NULL));
     print_summary();

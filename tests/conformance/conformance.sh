@@ -4,7 +4,8 @@
 # a model, then the faults that this target can have.
 #
 # conformance.sh BACKEND CACHE DISPATCH KIND [SECONDS] [SEED]
-# KIND: ext4, xfs, tmpfs, loop512, loop4k, zram, rbd, rbd-simple, rbd-64k or rbd-space
+# KIND: ext4, xfs, tmpfs, loop512, loop4k, zram, rbd, rbd-simple, rbd-64k, rbd-space or
+# rbd-clone
 # If AIODISK_RANDOM is set, only random operations run, many at a time: the fixed cases and the
 # faults have few threads at work, and so nothing for TSan, which makes them very slow.
 . "$(dirname "$0")/../lib/functions.sh"
@@ -63,6 +64,15 @@ rbd*)
         rbd namespace create rbd/space
         target=rbd=rbd/space/disk
         ;;
+    rbd-clone) # of a parent with data and holes, which must not come back from below
+        sparse=--content=$dir/parent
+        head -c $size /dev/urandom >"$dir/parent"
+        for at in 3 9 10 20 33; do
+            fallocate -p -o $((at * MiB + 5000)) -l $((MiB - 5000)) "$dir/parent"
+        done
+        rbd import --no-progress "$dir/parent" rbd/parent
+        rbd snap create --no-progress rbd/parent@base
+        ;;
     *) fail "$kind: unknown target" ;;
     esac
     ;;
@@ -72,7 +82,11 @@ esac
 fresh() {
     if [[ $kind = rbd* ]]; then
         rbd remove --no-progress "${target#rbd=}" 2>/dev/null || true
-        rbd create "${target#rbd=}" --size ${size}B "${create[@]}"
+        if [ "$kind" = rbd-clone ]; then
+            rbd clone --rbd-default-clone-format 2 rbd/parent@base "${target#rbd=}"
+        else
+            rbd create "${target#rbd=}" --size ${size}B "${create[@]}"
+        fi
     elif [ -b "$target" ]; then
         blkdiscard "$target"
     else
@@ -182,4 +196,5 @@ if [ -n "${AIODISK_RANDOM:-}" ]; then
     exit
 fi
 model model "$seconds" $sparse
-for name in overlap "${faults[@]}"; do $name; done
+[ "$kind" = rbd-clone ] || faults=(overlap "${faults[@]}") # wants zeros
+for name in "${faults[@]}"; do $name; done

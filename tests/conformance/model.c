@@ -311,6 +311,15 @@ void connect_all(const char *uri, uint64_t start)
         fail_at(0, "out of memory");
 }
 
+void model_read(const char *path)
+{
+    FILE *file = fopen(path, "r");
+
+    if (!file || fread(data, 1, disk_size, file) != disk_size || fgetc(file) != EOF)
+        fail_at(0, "%s does not have the size of the disk", path);
+    fclose(file);
+}
+
 void print_summary(void)
 {
     printf("seed %" PRIu64 ": %" PRIu64 " operations agree with the model:", seed, issued);

@@ -59,6 +59,9 @@ __attribute__((noreturn, format(printf, 2, 3))) void fail_at(uint64_t offset, co
 /* Opens all connections and makes a model of all zeros. start: the seed of rnd(). */
 void connect_all(const char *uri, uint64_t start);
 
+/* Fills the model with the file, which has the content of the disk at the start. */
+void model_read(const char *path);
+
 /* Sends the operation on the connection that its position in ops[] belongs to. */
 void issue(struct op *op);
 
