@@ -14,7 +14,7 @@ import time
 
 import nbd
 
-from servers import poll_all, wait_until
+from servers import freeze, poll_all, wait_until
 
 osd, seconds, slow_uri, good_uri, beside_uri, file_uri, far_uri = sys.argv[1:]
 osd, seconds = int(osd), float(seconds)
@@ -72,7 +72,7 @@ slow.pwrite(b"old." * 4096, 0)
 slow.flush()
 before = latencies(beside, 5)
 
-os.kill(osd, signal.SIGSTOP)
+freeze(osd)
 try:
     frozen_at = time.monotonic()
     reads = [slow.aio_pread(nbd.Buffer(4096), 4096) for _ in range(8)]
@@ -114,7 +114,7 @@ while True:
         time.sleep(0.1)
 status = ["rbd", "status", "far/image"]
 wait_until(lambda: b"watcher=" not in subprocess.check_output(status), "the image to be closed")
-os.kill(osd, signal.SIGSTOP)
+freeze(osd)
 try:
     refused(far_uri, 3 * TIMEOUT + 2)
 finally:

@@ -21,6 +21,19 @@ def wait_until(condition, what, seconds=30):
         time.sleep(0.002)
 
 
+def freeze(pid):
+    """Stops a process.  On a busy machine its threads go on for some time after the signal."""
+    def is_stopped():
+        states = []
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/stat") as f:
+                states.append(f.read().rsplit(")", 1)[1].split()[0])
+        return set(states) == {"T"}
+
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(is_stopped, "the process to stop")
+
+
 class Server:
     """An nbdkit in the foreground, with its socket, pid file and log in `directory`."""
 
