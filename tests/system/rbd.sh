@@ -31,8 +31,8 @@ refused 'rbd-timeout=0: not a number of seconds' rbd=rbd/x rbd-timeout=0
 refused 'rbd-user: needs rbd=' rbd-user=x disk.img
 refused 'only one of' rbd=rbd/x rbd-pool=rbd
 refused "$dir/nope.conf cannot be read" rbd=rbd/x rbd-conf="$dir/nope.conf"
-sed "s/^auth_client_required.*/auth_client_required = cephx\nkeyring = ${dir//\//\\/}\/nokey/" \
-    "$CEPH_CONF" >"$dir/nokey.conf"
+sed "s/^auth_client_required.*/auth_client_required = cephx/
+    s,^keyring = .*,keyring = $dir/nokey," "$CEPH_CONF" >"$dir/nokey.conf"
 refused "no key for client.guest: keyring=$dir/nokey, with $dir/nokey.conf" \
     rbd=rbd/x rbd-conf="$dir/nokey.conf" rbd-user=guest
 sed 's/^mon_host.*/mon_host = v2:127.0.0.1:1/' "$CEPH_CONF" >"$dir/nomon.conf"
