@@ -8,6 +8,7 @@ overwrite.  PART: how many of the faults, chosen at random by the seed; "all"; o
 Nth fault, beginning with the Ith.
 """
 import collections
+import itertools
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from session import HOLE, Hang, Model, Session, Wrong, initial_content
 
 kind, directory, plugin, preload, target, part, seed, *parameters = sys.argv[1:]
 plugin_name = os.path.basename(plugin)
+FEWEST = 50  # allocations of any combination; a sample is of the first so many
 MOST = 20  # calls of each thread and system call that fail in turn
 
 # What each system call can return on a healthy kernel, by its man page.  A call of the plugin that
@@ -261,8 +263,9 @@ def chosen(faults):
         return faults
     if "/" in part:
         first, step = map(int, part.split("/"))
-        return list(faults)[first - 1::step]
-    faults = list(faults)
+        return itertools.islice(faults, first - 1, None, step)
+    # How many allocations there are is known only when one is not reached.
+    faults = list(itertools.islice(faults, FEWEST if kind == "allocations" else None))
     return random.Random(seed).sample(faults, min(int(part), len(faults)))
 
 
