@@ -17,6 +17,7 @@ README.md in this folder has the figures, and the reason for each fault that no 
 """
 import argparse
 import concurrent.futures
+import fcntl
 import filecmp
 import hashlib
 import json
@@ -62,12 +63,11 @@ def code_of(lines):
 
 
 def is_balanced(text):
-    depth = 0
-    for c in text:
-        depth += {"(": 1, ")": -1}.get(c, 0)
-        if depth < 0:
+    while "(" in text and ")" in text:
+        text, before = re.sub(r"[(][^()]*[)]", "", text), text
+        if text == before:
             return False
-    return depth == 0
+    return "(" not in text and ")" not in text
 
 
 def faults_of_line(line, code, begins):
@@ -206,6 +206,7 @@ def tests_of(path):
                     "system last-client cache=default", "system fd", "system inode-reuse"],
         "zero.c": ["system zero ext4 cache=none", "system fast-zero", "system zero-refused",
                    "system zero-pages", "system discard ext4 cache=none",
+                   "conformance threads default auto tmpfs", "system zero tmpfs cache=default",
                    "system zero loop cache=default"],
         "prefetch.c": ["system capabilities", "system last-client cache=default"],
         "fd.c": ["system fd", "system dirfd", "system surroundings"],
@@ -322,6 +323,10 @@ class Copy:
                 raise SystemExit("%s: %s\n%s" % (command, result, f.read()[-3000:]))
         return result
 
+    def compiler_complains(self):
+        with open(os.path.join(self.tmp, "..", "log"), encoding="utf-8", errors="replace") as f:
+            return re.search(r"[.]c:\d+:\d+: error: ", f.read())
+
     def command_of(self, test, build):
         words = test.split()
         if words[0] == "conformance":
@@ -384,6 +389,8 @@ class Copy:
             with open(path, "w", encoding="utf-8") as f:
                 f.write("\n".join(lines))
             if self.run(["ninja", "-j1", "-C", self.build] + self.targets, 300) != "ok":
+                if not self.compiler_complains():
+                    raise SystemExit("the build failed for another reason than the fault")
                 return "caught", "compiler"
             if self.code_hash(fault["file"]) == before:
                 return "same code", ""
@@ -410,14 +417,11 @@ class Copy:
 
 def read_results(state):
     results = {}
-    try:
-        with open(os.path.join(state, "results.jsonl"), encoding="utf-8") as f:
-            for line in f:
-                result = json.loads(line)
-                result.setdefault("began", 0)
-                results[result["id"]] = result
-    except FileNotFoundError:
-        pass
+    with open(os.path.join(state, "results.jsonl"), "a+", encoding="utf-8") as f:
+        f.seek(0)
+        for line in f:
+            result = json.loads(line)
+            results[result["id"]] = dict({"began": 0}, **result)
     return results
 
 
@@ -428,16 +432,10 @@ def report(chosen, results, total):
     for result in real:
         if result["verdict"] != "caught":
             print("%(id)s %(file)s:%(line)d %(kind)s %(by)s\n    - %(old)s\n    + %(new)s" % result)
-    by = {}
-    for result in caught:
-        name = result["by"].split(" (")[0].split()[0]
-        name = name if name in ("compiler", "conformance", "system") else "unit tests"
-        by[name] = by.get(name, 0) + 1
     print("%d of %d possible faults chosen, %d run, %d of them without effect on the code" %
           (len(chosen), total, len(done), len(done) - len(real)))
-    print("%d faults, %d caught (%.1f %%): %s; %d survived" %
-          (len(real), len(caught), 100 * len(caught) / max(1, len(real)),
-           ", ".join("%s %d" % item for item in sorted(by.items())), len(real) - len(caught)))
+    print("%d faults, %d caught (%.1f %%), %d survived" %
+          (len(real), len(caught), 100 * len(caught) / max(1, len(real)), len(real) - len(caught)))
 
 
 def work(state, job, queue, lock, end):
@@ -476,11 +474,13 @@ def main():
                   if re.search(options.only, "%(file)s:%(line)d %(kind)s %(id)s" % f)]
     os.makedirs(options.state, exist_ok=True)
     results = read_results(options.state)
+    for fault in chosen if options.list else []:
+        print("%(id)s %(file)s:%(line)d %(kind)s\n    - %(old)s\n    + %(new)s" % fault)
     if options.list:
-        for fault in chosen:
-            print("%(id)s %(file)s:%(line)d %(kind)s\n    - %(old)s\n    + %(new)s" % fault)
         return 0
     if not options.report:
+        alone = open(os.path.join(options.state, "lock"), "w", encoding="utf-8")
+        fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the copies serve one run at a time
         queue = [f for f in chosen if f["id"] not in results or
                  (options.again and results[f["id"]]["verdict"] == "survived" and
                   results[f["id"]]["began"] < options.again)]
