@@ -75,16 +75,17 @@ struct backend_ops {
     bool (*takes)(const struct backend *backend, const struct request *request);
 
     /* Called by backend_submit, and by backend_run when `run` is NULL, on any thread, for a request
-     * that the backend takes.  Returns 0, and the backend will end the request once, on the loop
-     * thread, by request_finish or request_give_back.  Or returns -errno, and the backend will not
-     * touch the request again.  Must not wait for the request; a full ring is no error.
+     * that the backend takes.  Returns 0, and the backend will end the request once, by
+     * request_finish or request_give_back: on the loop thread, or on any thread if the request has
+     * a waiter.  Or returns -errno, and the backend will not touch the request again.  Must not
+     * wait for the request; a full ring is no error.
      */
     int (*submit)(struct backend *backend, struct request *request);
 
     /* Called by backend_run for a request that the backend takes, on any thread but the loop's and
      * the workers'; may block.  Carries out the request on this thread, or waits for a worker that
-     * does, and returns the result.  NULL: backend_run calls `submit` and sleeps until the loop
-     * thread wakes it.
+     * does, and returns the result.  NULL: backend_run calls `submit` and sleeps until the end of
+     * the request wakes it.
      */
     int (*run)(struct backend *backend, struct request *request);
 };

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Opens RBD images and carries requests to them by librbd.  See ceph-image.h.
  *
- * submit runs on the thread of the request; on_complete on a thread of librbd, which pushes the
- * request to a list and schedules the bottom half; turn, the bottom half, on the loop thread, where
- * every request ends.  Everything else runs on nbdkit's threads.
+ * submit runs on the thread of the request; on_complete on a thread of librbd, which wakes the
+ * thread that waits for the request.  A request without a waiter ends on the loop thread instead:
+ * on_complete pushes the request to a list and schedules `turn`, the bottom half.  Everything else
+ * runs on nbdkit's threads.
  *
  * Nothing but this file knows librbd.
  */
@@ -44,7 +45,7 @@ struct ceph_backend {
     /* Set once by ceph_backend_open, read by any thread. */
     struct backend backend;
     struct ceph_image *image;
-    struct bh *bh; /* runs `turn` after a completion */
+    struct bh *bh; /* runs `turn` after the completion of a request without a waiter */
 
     /* Any thread. */
     struct stack completed;
@@ -373,8 +374,9 @@ static bool takes(const struct backend *backend, const struct request *request)
     return request->op != REQUEST_CALL;
 }
 
-/* The bottom half.  A `done` may poll the loop for another request that ends in the same batch: the
- * bottom half, which is scheduled before, then runs from inside `done`.
+/* The bottom half, for requests of backend_submit.  A `done` may poll the loop for another request
+ * that ends in the same batch: the bottom half, which is scheduled before, then runs from inside
+ * `done`.
  */
 static void turn(void *opaque)
 {
@@ -385,15 +387,16 @@ static void turn(void *opaque)
     while ((link = queue_pop(&cb->ending))) {
         struct request *request = container_of(link, struct request, link);
 
-        request_count_time(request, request->submitted_ns);
-        if (!request->waiter)
-            bh_schedule(cb->bh);
+        bh_schedule(cb->bh);
         SCHEDULE_POINT();
         request_finish(request, request->result);
     }
 }
 
-/* A thread of librbd.  A read that librbd cut off at the end of the image returns fewer bytes. */
+/* A thread of librbd.  A read that librbd cut off at the end of the image returns fewer bytes.  The
+ * request may be gone as soon as its waiter is awake or the request is in the list.  backend_close
+ * waits for this thread.
+ */
 static void on_complete(rbd_completion_t completion, void *opaque)
 {
     struct request *request = opaque;
@@ -407,10 +410,14 @@ static void on_complete(rbd_completion_t completion, void *opaque)
         request->result = -EIO;
     else
         request->transferred = request->length;
-    /* The request may end as soon as it is in the list.  backend_close waits for this thread. */
+    request_count_time(request, request->submitted_ns);
     SCHEDULE_POINT();
-    stack_push(&cb->completed, &request->link);
-    bh_schedule(cb->bh);
+    if (request->waiter) {
+        request_finish(request, request->result);
+    } else {
+        stack_push(&cb->completed, &request->link);
+        bh_schedule(cb->bh);
+    }
     SCHEDULE_POINT();
     backend_leave(&cb->backend);
 }
@@ -468,7 +475,7 @@ static void close_backend(struct backend *backend)
 {
     struct ceph_backend *cb = container_of(backend, struct ceph_backend, backend);
 
-    /* `turn` may not have returned since it ended the last request. */
+    /* `turn` may not have returned since it ended its last request. */
     loop_call(backend->config.loop, do_nothing, NULL);
     SCHEDULE_POINT();
     bh_delete(cb->bh);

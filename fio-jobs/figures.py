@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 
-from measure import (CACHE, CEILING, CELLS, Failed, OURS, PEERS, cell_of, describe, say, short,
-                     unit_of)
+from measure import CACHE, CEILING, CELLS, OURS, PEERS, cell_of, describe, short, unit_of
+from process import Failed, say
 
 COLUMNS = {  # per request, except the last two
     "server_cpu_us": "server us", "client_cpu_us": "client us", "server_switches": "server cs",
@@ -47,6 +47,9 @@ def summarise(key, measurements):
         # Rows are in the order of the rounds, so zip pairs measurements of the same round.
         if best:
             servers[name]["ratio"] = spread([a / b for a, b in zip(rates[name], rates[best])])
+            servers[name]["ratios"] = {
+                peer: spread([a / b for a, b in zip(rates[name], rates[peer])])
+                for peer in names if peer in PEERS}
             servers[name]["p99_ratio"] = servers[name]["p99_us"] / min(
                 servers[peer]["p99_us"] for peer in names if peer in PEERS)
         if CEILING in rates:
@@ -70,6 +73,9 @@ def print_cell(key, summary):
               *(f"{short(row[column]):>9}" for column in COLUMNS),
               f"{short(row['p99_ratio']) if 'p99_ratio' in row else '':>9}"
               f"{short(row['of_ceiling']['median']) if 'of_ceiling' in row else '':>8}")
+    for name, row in summary["servers"].items():
+        for peer, ratio in row.get("ratios", {}).items():
+            print("  {} to {}: {median:.2f} ({min:.2f}-{max:.2f})".format(name, peer, **ratio))
 
 
 def layout(value, name="", depth=0):
@@ -147,7 +153,8 @@ def transport_of(report):
 
 # --- The chart ---
 
-PANELS = {"page": "page cache", "direct": "O_DIRECT"}
+PANELS = {"page": "page cache", "direct": "O_DIRECT", "rbd": "Ceph RBD",
+          "rbd-cached": "Ceph RBD, cached"}
 # Pixels.  The chart is drawn at twice the size at which a README shows it.
 WIDE, LABELS, NUMBERS, EDGE = 1800, 745, 105, 29
 ROW, HEAD, FOOT, KEY = 44, 205, 110, 44

@@ -3,37 +3,39 @@
 
 Every measurement starts one server on an image of its own, runs one client on it, and stops the
 server.  Two servers never run at the same time.  This module prints progress and errors only;
-figures.py makes the table, the JSON and the chart.
+figures.py makes the table, the JSON and the chart, and rbd.py knows Ceph.
 """
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import namedtuple
 from urllib.parse import quote
 
+import rbd
+from process import Failed, Process, kill_all, pause, say, used_so_far
+
 # One line per cell.  rw "map" means nbdinfo --map on a sparse image; all other cells run fio.
 Cell = namedtuple("Cell", "rw bs depth connections extra modes", defaults=("", ("page", "direct")))
+EVERY = ("page", "direct", "rbd", "rbd-cached")
 CELLS = {
-    "rr1": Cell("randread", "4k", 1, 1),
-    "rr16": Cell("randread", "4k", 16, 1),
-    "rr64": Cell("randread", "4k", 64, 1),
-    "rr16x4": Cell("randread", "4k", 16, 4),
+    "rr1": Cell("randread", "4k", 1, 1, "", EVERY),
+    "rr16": Cell("randread", "4k", 16, 1, "", EVERY),
+    "rr64": Cell("randread", "4k", 64, 1, "", EVERY),
+    "rr16x4": Cell("randread", "4k", 16, 4, "", EVERY),
     "rr1x50": Cell("randread", "4k", 1, 50),
-    "rw1": Cell("randwrite", "4k", 1, 1),
-    "rw16": Cell("randwrite", "4k", 16, 1),
-    "rw64": Cell("randwrite", "4k", 64, 1),
-    "rw16x4": Cell("randwrite", "4k", 16, 4),
+    "rw1": Cell("randwrite", "4k", 1, 1, "", EVERY),
+    "rw16": Cell("randwrite", "4k", 16, 1, "", EVERY),
+    "rw64": Cell("randwrite", "4k", 64, 1, "", EVERY),
+    "rw16x4": Cell("randwrite", "4k", 16, 4, "", EVERY),
     "mix16": Cell("randrw", "4k", 16, 1, "rwmixread=70"),
-    "sr16": Cell("read", "256k", 16, 1),
-    "sw16": Cell("write", "256k", 16, 1),
-    "flush4x4": Cell("randwrite", "4k", 4, 4, "fsync=1"),
+    "sr16": Cell("read", "256k", 16, 1, "", EVERY),
+    "sw16": Cell("write", "256k", 16, 1, "", EVERY),
+    "flush4x4": Cell("randwrite", "4k", 4, 4, "fsync=1", EVERY),
     "lr1": Cell("randread", "256k", 1, 1),
     "lr16x4": Cell("randread", "256k", 16, 4),
     "lw1": Cell("randwrite", "256k", 1, 1),
@@ -62,7 +64,7 @@ OURS = {  # parameters; "-corked" in the name: with libnbdkit-corked.so; "-tN": 
 }
 # What nbdkit itself can do: its null plugin over the same socket.  No peer, for it stores nothing.
 CEILING = "nbdkit-null"
-CACHE = {"page": "cache=default", "direct": "cache=none"}
+CACHE = {"page": "cache=default", "direct": "cache=none", **rbd.MODES}
 PEERS = {  # by mode: the plugin of nbdkit, or the options of qemu-nbd
     "nbdkit-file": {"page": ["file"]},
     "qemu-nbd-threads": {"page": ["--cache=writeback", "--aio=threads"],
@@ -70,19 +72,12 @@ PEERS = {  # by mode: the plugin of nbdkit, or the options of qemu-nbd
     "qemu-nbd-io_uring": {"page": ["--cache=writeback", "--aio=io_uring"],
                           "direct": ["--cache=none", "--aio=io_uring"]},
     "qemu-nbd-native": {"direct": ["--cache=none", "--aio=native"]},
+    **rbd.PEERS,
 }
 EXTENTS = 20000  # of data in the sparse image
 SPACING = 16 << 10  # bytes from the start of one extent to the start of the next
 BUFFER = 4 << 20  # bytes
 PATIENCE = 60  # seconds that a client may take beyond its runtime
-
-
-class Failed(Exception):
-    """An error in one line for the user.  compare then ends with status 1."""
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def short(value):
@@ -116,81 +111,8 @@ def describe(cell):
     return ", ".join(parts)
 
 
-# SIGINT, SIGTERM and SIGHUP raise no exception where they arrive.  Only pause() notices them, so no
-# process is started and then forgotten, and no clean-up is interrupted.
-running = []
-signalled, signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def catch_signals():
-    signal.set_wakeup_fd(signal_pipe, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)
-
-
-def pause(seconds, *fds):
-    """Waits until a descriptor is readable.  Returns the readable ones, or [] after a time-out."""
-    poll = select.poll()
-    for fd in (signalled, *fds):
-        poll.register(fd, select.POLLIN)
-    ready = [fd for fd, _ in poll.poll(seconds * 1000)]
-    if signalled in ready:
-        raise KeyboardInterrupt
-    return ready
-
-
-class Process:
-    # Popen's options.  By default each process has a session of its own, so Ctrl-C reaches only
-    # compare, which then ends the other processes in order.
-    apart = {"start_new_session": True}
-
-    def __init__(self, name, argv, log, env=None):
-        self.name, self.log = name, log
-        if not shutil.which(argv[0]):
-            raise Failed(f"{name}: {argv[0]} is not installed")
-        with open(log, "wb") as out:
-            self.popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                          cwd=os.path.dirname(log), env=env, **self.apart)
-        self.fd = os.pidfd_open(self.popen.pid)
-        running.append(self)
-
-    def reap(self):
-        """Returns the exit status and the resource usage, ended threads included."""
-        _, status, usage = os.wait4(self.popen.pid, 0)
-        self.popen.returncode = os.waitstatus_to_exitcode(status)
-        os.close(self.fd)
-        running.remove(self)
-        return self.popen.returncode, usage
-
-    def failed(self, what):
-        with open(self.log, errors="replace") as log:
-            tail = "".join(f"\n  {line.rstrip()}" for line in log.readlines()[-20:])
-        tail = f"its last lines:{tail}" if tail else "it printed nothing"
-        return Failed(f"{self.name}: {what}; {tail}")
-
-
-def kill_all():
-    for process in running[:]:
-        os.kill(process.popen.pid, signal.SIGKILL)
-        process.reap()
-
-
-def used_so_far(pid):
-    """CPU seconds and context switches of a process that has just started."""
-    nanoseconds = switches = 0
-    for task in os.scandir(f"/proc/{pid}/task"):
-        try:
-            with open(f"{task.path}/schedstat") as schedstat, open(f"{task.path}/status") as status:
-                nanoseconds += int(schedstat.read().split()[0])
-                switches += sum(map(int, re.findall(r"ctxt_switches:\s*(\d+)", status.read())))
-        except (FileNotFoundError, ProcessLookupError):
-            pass  # the thread has ended since scandir
-    return nanoseconds / 1e9, switches
-
-
-def corked_environment(plugin):
-    """The environment of an nbdkit that gets libnbdkit-corked.so, which lies beside the plugin."""
+def corked_library(plugin):
+    """The path of libnbdkit-corked.so, which lies beside the plugin."""
     folder = os.path.dirname(plugin)
     if not folder:  # the installed plugin
         config = subprocess.run(["nbdkit", "--dump-config"], capture_output=True, text=True,
@@ -201,7 +123,7 @@ def corked_environment(plugin):
         raise Failed(f"aiodisk-corked: {library} is not a file")
     if re.search(r"[\s:$]", library):
         raise Failed(f"aiodisk-corked: LD_PRELOAD cannot name {library!r}")
-    return {**os.environ, "LD_PRELOAD": library}
+    return library
 
 
 class Server(Process):
@@ -214,17 +136,24 @@ class Server(Process):
         self.uri = f"nbd://127.0.0.1:{port}" if tcp else f"nbd+unix:///?socket={quote(path)}"
         if name.startswith("qemu-nbd"):
             where = ["-b", "127.0.0.1", "-p", port] if tcp else ["-k", path]
+            disk = image
+            if mode in rbd.MODES:
+                disk = rbd.qemu_name(image, bench.cluster.settings[mode])
             argv = ["qemu-nbd", "-t", "-e", "64", "--discard=unmap", "-f", "raw",
-                    f"--pid-file={pid_file}", *where, *PEERS[name][mode], image]
+                    f"--pid-file={pid_file}", *where, *PEERS[name][mode], disk]
         else:
             where = ["-i", "127.0.0.1", "-p", port] if tcp else ["-U", path]
+            disk = f"{'rbd' if mode in rbd.MODES else 'file'}={image}"
             what = (["null", str(bench.options.size)] if name == CEILING
-                    else [*PEERS[name][mode], f"file={image}"] if name in PEERS
-                    else [bench.options.plugin, *OURS[name], CACHE[mode], f"file={image}"])
+                    else [*PEERS[name][mode], disk] if name in PEERS
+                    else [bench.options.plugin, *OURS[name], CACHE[mode], disk])
             threads = re.search(r"-t(\d+)$", name)
             threads = ["-t", threads[1]] if threads else []
             argv = ["nbdkit", "-f", "-P", pid_file, *threads, *where, *what]
-        env = corked_environment(bench.options.plugin) if "-corked" in name else None
+        env = bench.cluster.environment(mode) if mode in rbd.MODES else {**os.environ}
+        if "-corked" in name:
+            env["LD_PRELOAD"] = corked_library(bench.options.plugin)
+        self.engine = ["ioengine=nbd", f"uri={self.uri}"]
         super().__init__(f"{name} ({mode})", argv, f"{bench.tmp}/server.log", env)
         deadline = time.monotonic() + 20
         # nbdkit and qemu-nbd write the pid file after they have begun to listen.
@@ -234,6 +163,11 @@ class Server(Process):
             if time.monotonic() > deadline:
                 raise self.failed("does not serve after 20 s")
         self.before = used_so_far(self.popen.pid)
+
+    @staticmethod
+    def connections(cell):
+        """The depth of each of the client's jobs, and the number of its jobs."""
+        return cell.depth, cell.connections
 
     def stop(self):
         """Returns CPU seconds and context switches since it began to serve, and peak RSS in MiB."""
@@ -300,8 +234,9 @@ def run_fio(bench, server, cell):
     and fio does not count the requests of ramp_time.
     """
     tmp, seconds = bench.tmp, bench.options.runtime
-    common = ["ioengine=nbd", f"uri={server.uri}", "thread=1", f"rw={cell.rw}", f"bs={cell.bs}",
-              f"iodepth={cell.depth}", f"numjobs={cell.connections}", cell.extra,
+    depth, jobs = server.connections(cell)
+    common = [*server.engine, "thread=1", f"rw={cell.rw}", f"bs={cell.bs}", f"iodepth={depth}",
+              f"numjobs={jobs}", cell.extra,
               f"size={bench.options.size}", "time_based=1", "group_reporting=1"]
     with open(f"{tmp}/job.fio", "w") as f:
         print("[global]", *common, "[ramp]", f"runtime={seconds * 200:.0f}ms",
@@ -310,7 +245,7 @@ def run_fio(bench, server, cell):
                   f"{tmp}/fio.log", seconds * 1.2 + PATIENCE)
     with open(f"{tmp}/fio.json") as f:
         # Lines of the nbd engine come before the JSON.
-        jobs = json.loads("{" + f.read().partition("\n{")[2])["jobs"]
+        jobs = json.loads("{" + ("\n" + f.read()).partition("\n{")[2])["jobs"]
     requests = [sum(job[way]["total_ios"] for way in ("read", "write", "sync")) for job in jobs]
     errors = [job["error"] for job in jobs]
     if any(errors) or len(jobs) != 2 or not all(requests):
@@ -346,33 +281,42 @@ def run_maps(bench, server, _cell):
 class Bench:
     def __init__(self, options, tmp):
         self.options, self.tmp, self.measurements = options, tmp, []
+        self.cluster = None  # for the modes of rbd.py
 
-    def image(self, name, cell):
+    def image(self, mode, name, cell):
+        if mode in rbd.MODES:
+            return f"{rbd.POOL}/{rbd.IMAGE}"
         # Maps only read, so all servers share the sparse image.
         return f"{self.tmp}/sparse" if cell.rw == "map" else f"{self.tmp}/{name}.img"
 
+    def server(self, name, mode, image):
+        return rbd.Engine(self, mode) if name == rbd.ENGINE else Server(self, name, mode, image)
+
     def measure(self, mode, cell, name):
-        image = self.image(name, cell)
-        prepare(image, mode)
-        server = Server(self, name, mode, image)
+        image = self.image(mode, name, cell)
+        if mode not in rbd.MODES:
+            prepare(image, mode)
+        server = self.server(name, mode, image)
         result, requests = (run_maps if cell.rw == "map" else run_fio)(self, server, cell)
         cpu, switches, rss = server.stop()
-        with open(image, "rb") as f:
-            os.fsync(f.fileno())  # its writeback must not slow down the next measurement
+        if mode not in rbd.MODES:
+            with open(image, "rb") as f:
+                os.fsync(f.fileno())  # its writeback must not slow down the next measurement
         return {**result, "server_cpu_us": cpu * 1e6 / requests,
                 "server_switches": switches / requests, "rss_mib": rss}
 
     def usable(self, mode):
         """Returns the servers that can serve in this mode here; prints why others cannot."""
-        found, probe = [], f"{self.tmp}/probe"
-        make_images([probe], 1 << 20)
+        found, probe = [], self.image(mode, "probe", CELLS["rr1"])
+        if mode not in rbd.MODES:
+            make_images([probe], 1 << 20)
         for name in (self.options.ours + [p for p in self.options.peers if mode in PEERS[p]]
                      + [CEILING] * self.options.ceiling):
             try:
-                server = Server(self, name, mode, probe)
+                server = self.server(name, mode, probe)
                 server.stop()
                 found.append(name)
-                if os.path.getsize(server.log):
+                if server.log and os.path.getsize(server.log):
                     say(f"note: {server.failed('serves')}")
             except Failed as e:
                 say(f"skipped: {e}")
@@ -383,11 +327,14 @@ class Bench:
 
     def run(self):
         cells, rounds = self.options.cells, self.options.rounds
-        modes = [mode for mode in CACHE if any(key.startswith(mode) for key in cells)]
+        modes = [mode for mode in CACHE if any(key.startswith(f"{mode}/") for key in cells)]
+        if set(modes) & set(rbd.MODES):
+            self.cluster = rbd.Cluster(self.tmp, self.options.size)
         servers = {mode: self.usable(mode) for mode in modes}
         of_cell = {key: [name for name in servers[key.split("/")[0]]
                          if name != CEILING or cell_of(key).rw != "map"] for key in cells}
-        images = {self.image(name, cell_of(key)) for key in cells for name in of_cell[key]}
+        images = {self.image(key.split("/")[0], name, cell_of(key))
+                  for key in cells for name in of_cell[key]}
         if shutil.disk_usage(self.tmp).free < len(images) * self.options.size:
             raise Failed(f"--size: {self.options.dir} has no room for {len(images)} images of this "
                          "size; allowed is what fits there")

@@ -93,6 +93,22 @@ nothing_left "compare --tcp"
     '["tcp",["aiodisk","aiodisk-pool","aiodisk-pool","aiodisk"]]' ] ||
     fail_with "$dir/tcp.json" "other measurements than expected"
 
+if nbdkit --dump-plugin "$plugin" | grep -q '^aiodisk_rbd=yes' && PATH=$PATH:/usr/sbin &&
+    command -v ceph-mon ceph-osd rbd >/dev/null && fio --enghelp | grep -qw rbd; then
+    say "Ceph RBD: a cell with a cluster that compare starts and ends"
+    "$compare" "${common[@]}" --cells rbd/rw16 --output "$dir/rbd" >"$dir/table" \
+        2>"$dir/rbd.err" || fail_with "$dir/rbd.err" "compare --cells rbd/rw16 failed"
+    nothing_left "compare of RBD"
+    for peer in qemu-nbd-rbd fio-rbd; do
+        grep -q "^skipped: $peer" "$dir/rbd.err" ||
+            jq -e --arg peer $peer '.cells["rbd/rw16"].servers | .[$peer].rate.median > 0 and
+                .aiodisk.ratios[$peer].median > 0' "$dir/rbd.json" >/dev/null ||
+            fail_with "$dir/rbd.json" "no ratio to $peer"
+    done
+else
+    say "skipped: Ceph RBD"
+fi
+
 # interrupt FUNCTION NAME ARGUMENTS...: calls the function in the middle of a long measurement, with
 # the process ID of compare; compare must then end with status $expected.
 interrupt() {
