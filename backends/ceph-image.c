@@ -17,7 +17,6 @@
 #include <time.h>
 
 #include "backends/ceph-api.h"
-#include "pool/schedule-point.h"
 
 /* How long an image without the exclusive lock is waited for, while a client that does not answer
  * still watches the image.  Ceph forgets a dead client after 30 s.
@@ -47,11 +46,8 @@ struct ceph_backend {
     struct ceph_image *image;
     struct bh *bh; /* runs `turn` after the completion of a request without a waiter */
 
-    /* Any thread. */
-    struct stack completed;
-
-    /* Loop thread only. */
-    struct queue ending;
+    struct stack completed; /* any thread */
+    struct queue ending;    /* loop thread only */
 };
 
 /* --- Opening --- */
@@ -388,7 +384,6 @@ static void turn(void *opaque)
         struct request *request = container_of(link, struct request, link);
 
         bh_schedule(cb->bh);
-        SCHEDULE_POINT();
         request_finish(request, request->result);
     }
 }
@@ -411,14 +406,12 @@ static void on_complete(rbd_completion_t completion, void *opaque)
     else
         request->transferred = request->length;
     request_count_time(request, request->submitted_ns);
-    SCHEDULE_POINT();
     if (request->waiter) {
         request_finish(request, request->result);
     } else {
         stack_push(&cb->completed, &request->link);
         bh_schedule(cb->bh);
     }
-    SCHEDULE_POINT();
     backend_leave(&cb->backend);
 }
 
@@ -458,7 +451,6 @@ static int submit(struct backend *backend, struct request *request)
     progress_set(request->progress, PLACE_STORAGE);
     request->submitted_ns = request_clock(request);
     atomic_fetch_add_explicit(&backend->users, 1, memory_order_relaxed); /* on_complete */
-    SCHEDULE_POINT();
     r = start(cb->image->rbd, request, completion);
     if (r < 0) {
         ceph_api.rbd_aio_release(completion);
@@ -477,7 +469,6 @@ static void close_backend(struct backend *backend)
 
     /* `turn` may not have returned since it ended its last request. */
     loop_call(backend->config.loop, do_nothing, NULL);
-    SCHEDULE_POINT();
     bh_delete(cb->bh);
     free(cb);
 }

@@ -422,6 +422,7 @@ static void extents_are_found_each_time(void **state)
     CHECK(image_write(image, data, sizeof data, SIZE / 2, false) == 0);
     uint64_t bytes = data_of(image);
     CHECK(bytes > 0 && bytes < SIZE && data_of(image) == bytes);
+    image->extents.maps = false; /* FIEMAP, on ext4 */
     no_seek = true;
     CHECK(data_of(image) == SIZE);
     no_seek = false;
