@@ -28,7 +28,8 @@ shut_down() {
     truncate -s 2M "$mnt/disk.img"
     sync -f "$mnt"
     start crash "$mnt/disk.img" "$@"
-    timeout 60 "$python" "$here/crash.py" load "$uri" "$dir/state" "$number" "$mnt" >>"$dir/load" ||
+    timeout 60 "$python" "$here/crash.py" load "$uri" "$dir/state" "$number" "$mnt" "$kind" \
+        >>"$dir/load" ||
         fail_with "$log" "the load failed: seed $number, $*"
     kill -9 "$pid"
     { wait "$pid"; } 2>/dev/null || true
