@@ -28,8 +28,7 @@ shut_down() {
     truncate -s 2M "$mnt/disk.img"
     sync -f "$mnt"
     start crash "$mnt/disk.img" "$@"
-    timeout 60 "$python" "$here/crash.py" load "$uri" "$dir/state" "$number" "$mnt" "$kind" \
-        >>"$dir/load" ||
+    timeout 60 "$python" "$here/crash.py" load "$uri" "$dir/state" "$number" "$mnt" >>"$dir/load" ||
         fail_with "$log" "the load failed: seed $number, $*"
     kill -9 "$pid"
     { wait "$pid"; } 2>/dev/null || true
@@ -40,11 +39,11 @@ shut_down() {
     return $status
 }
 
-# caught LIE PARAMETERS...: of a few rounds with this liar, one loses data.
+# caught LIE PARAMETERS...: of at most 30 rounds with this liar, one loses data.
 caught() {
     local lie=$1 i
     shift
-    for i in {1..5}; do
+    for i in {1..30}; do
         if ! AIODISK_LIE=$lie shut_down "$((seed + 100000 + i))" "$@"; then
             say "caught in round $i: a server that lies about $lie: $(cut -c 1-60 "$dir/found")"
             return
