@@ -12,6 +12,7 @@
 nbdkit --dump-plugin "$plugin" | grep -q '^aiodisk_rbd=yes' || skip "the plugin has no Ceph"
 rounds=$1
 shift
+lease_ratio=0.1 # shellcheck disable=SC2034 # for ceph.sh
 start_ceph
 rbd create rbd/image --size 128M
 # Without this, writes are acknowledged only when they are durable, as long as no flush was seen.

@@ -26,6 +26,7 @@ NO_COMMANDS = {
     (MAN, "backend=io_uring", r"SystemCallFilter|ARGUMENTS"): "lines of a unit; system/service.sh",
     (MAN, "nbdkit-file-plugin(1)"): "a table of options",
     (MAN, "qemu-nbd(8)", r"filename|-|without"): "a table of options",
+    (MAN, "Cost of an open image"): "a table of figures",
     (TOP, "SYNOPSIS"): "a grammar",
     (TOP, "JSON OUTPUT"): "output; system/top.sh checks it",
 }
