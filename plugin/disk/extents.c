@@ -117,10 +117,11 @@ static int map_extent(struct search *search, const struct fiemap_extent *extent,
 /* Finds many extents.  There must be room for two. */
 static int map_step(struct search *search)
 {
-    struct {
+    union {
         struct fiemap head;
-        struct fiemap_extent extents[MAPPED_PER_CALL];
+        char room[sizeof(struct fiemap) + MAPPED_PER_CALL * sizeof(struct fiemap_extent)];
     } map;
+    const struct fiemap_extent *extents = map.head.fm_extents;
     struct stat st;
     int r = 0;
 
@@ -136,9 +137,9 @@ static int map_step(struct search *search)
         return seek_step(search);
     unsigned n = map.head.fm_mapped_extents;
     for (unsigned i = 0; i < n && r == 0 && search->count + 2 <= search->max; i++)
-        r = map_extent(search, &map.extents[i], limit);
+        r = map_extent(search, &extents[i], limit);
     if (r == 0 && n < MAPPED_PER_CALL && search->count < search->max && search->start < limit &&
-        (n == 0 || search->start >= map.extents[n - 1].fe_logical + map.extents[n - 1].fe_length))
+        (n == 0 || search->start >= extents[n - 1].fe_logical + extents[n - 1].fe_length))
         found(search, limit, true);
     return r;
 }
