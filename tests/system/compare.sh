@@ -65,10 +65,11 @@ for cell in page/rr16 page/extents direct/flush4x4; do
         fi
         sed -n "\\:^$cell\\::,/^\$/p" "$dir/table" | grep -qE "^ +$server +[0-9.]*[1-9]" ||
             fail "$cell: the table lacks $server"
+        # fio rounds the processor time of a client that was served little to 0.
         jq -e --arg cell $cell --arg server "$server" '
             ([.measurements[] | select(.cell == $cell and .server == $server)] | length == 1) and
             (.cells[$cell].servers[$server] | .rate.median > 0 and .server_cpu_us > 0 and
-                .client_cpu_us > 0 and .server_switches > 0 and .p99_us > 0 and
+                .client_cpu_us >= 0 and .server_switches > 0 and .p99_us > 0 and
                 .rss_mib > 1)' "$dir/out.json" >/dev/null ||
             fail_with "$dir/out.json" "$cell: the JSON lacks figures of $server"
     done
