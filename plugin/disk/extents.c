@@ -16,11 +16,9 @@
 #include <errno.h>
 #include <linux/fiemap.h>
 #include <linux/fs.h>
-#include <linux/magic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -104,7 +102,7 @@ static int map_extent(struct search *search, const struct fiemap_extent *extent,
     if (extent->fe_logical > search->start)
         found(search, extent->fe_logical, true);
     if (!(extent->fe_flags & FIEMAP_EXTENT_UNWRITTEN)) {
-        if (end > search->start && search->count < search->max)
+        if (end > search->start)
             found(search, end, false);
         return 0;
     }
@@ -135,11 +133,11 @@ static int map_step(struct search *search)
                                .fm_extent_count = MAPPED_PER_CALL};
     if (ioctl(search->image->fd, FS_IOC_FIEMAP, &map) < 0)
         return seek_step(search);
-    unsigned n = map.head.fm_mapped_extents;
-    for (unsigned i = 0; i < n && r == 0 && search->count + 2 <= search->max; i++)
+    unsigned i, n = map.head.fm_mapped_extents;
+    for (i = 0; i < n && r == 0 && search->count + 2 <= search->max; i++)
         r = map_extent(search, &extents[i], limit);
-    if (r == 0 && n < MAPPED_PER_CALL && search->count < search->max && search->start < limit &&
-        (n == 0 || search->start >= extents[n - 1].fe_logical + extents[n - 1].fe_length))
+    bool is_last = i == n && n < MAPPED_PER_CALL;
+    if (r == 0 && is_last && search->count < search->max && search->start < limit)
         found(search, limit, true);
     return r;
 }
@@ -168,10 +166,7 @@ static bool kernel_maps_alike(void)
 
 void extents_init(struct image *image)
 {
-    struct statfs fs;
-
-    image->extents.maps = !image->key.block && fstatfs(image->fd, &fs) == 0 &&
-                          fs.f_type == EXT4_SUPER_MAGIC && kernel_maps_alike();
+    image->extents.maps = image->geometry.on_ext4 && kernel_maps_alike();
 }
 
 /* Fills search->found. */

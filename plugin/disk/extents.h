@@ -18,7 +18,7 @@ struct extents_state {
     atomic_bool no_seek; /* any thread, relaxed: SEEK_DATA does not work on this image */
 };
 
-/* Called by image_open.  Calls fstatfs(2); blocks. */
+/* Called by image_open. */
 void extents_init(struct image *image);
 
 /* Calls add(opaque, extent) for consecutive extents from `offset` on, until `length` bytes are

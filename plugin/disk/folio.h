@@ -9,23 +9,17 @@
 
 struct image;
 
-/* The longest write that a large folio slows down (bytes). */
-#define FOLIO_SMALL_WRITE (64u << 10)
-
-/* How many regions have a counter of their own: 32 GiB.  Regions of a larger image share them. */
-#define FOLIO_COUNTERS 16384u
-
 struct folio_state {
     /* Set once by folio_init. */
     bool splits; /* this image is one whose small writes large folios slow down */
 
-    /* Small writes to each region, modulo 256; FOLIO_COUNTERS counters.  NULL until the first small
-     * write, which allocates them; freed by folio_destroy.  Any thread, relaxed.
+    /* Small writes to each region, modulo 256; COUNTERS counters (folio.c).  NULL until the first
+     * small write, which allocates them; freed by folio_destroy.  Any thread, relaxed.
      */
     _Atomic(_Atomic uint8_t *) writes;
 };
 
-/* Called by image_open.  Calls fstatfs(2); blocks. */
+/* Called by image_open. */
 void folio_init(struct image *image);
 void folio_destroy(struct folio_state *state);
 

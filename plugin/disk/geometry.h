@@ -20,6 +20,7 @@ struct geometry {
     uint32_t sector;    /* of a block device: its logical block */
     uint32_t preferred_block;
     bool rotational;
+    bool on_ext4; /* a file on ext2, ext3 or ext4, which have one magic number */
 };
 
 /* Fills in image->geometry.  page: bytes of a page of the page cache, a power of two.  Returns 0;

@@ -70,8 +70,7 @@ static int write_in_turn(struct image *image, const void *buf, uint64_t length, 
 static int write_plain(struct image *image, int fd, const void *buf, uint64_t length,
                        uint64_t offset, bool fua)
 {
-    if (!image->direct)
-        folio_before_write(image, length, offset);
+    folio_before_write(image, length, offset);
     if (fua)
         return image_write_through(image, fd, buf, length, offset);
     if (image->transfer.takes_turns && fd == image->buffered_fd)
