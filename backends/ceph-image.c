@@ -231,7 +231,7 @@ int ceph_image_open(struct ceph_image **result, const struct ceph_name *name,
         snprintf(why, why_size, "out of memory");
         return -ENOMEM;
     }
-    int r = ceph_connect(&image->ceph, name, &options->ceph, why, why_size);
+    int r = ceph_connect(&image->ceph, name, options->uncached, why, why_size);
     if (r < 0) {
         free(image);
         return r;
@@ -282,12 +282,11 @@ int64_t ceph_image_size(const struct ceph_image *image)
 int ceph_image_list(const struct ceph_name *name, int (*add)(void *opaque, const char *name),
                     void *opaque, char *why, size_t why_size)
 {
-    const struct ceph_options options = {.uncached = false};
     rbd_image_spec_t *images = NULL;
     size_t count = 0;
     struct ceph ceph;
 
-    int r = ceph_connect(&ceph, name, &options, why, why_size);
+    int r = ceph_connect(&ceph, name, false, why, why_size);
     if (r < 0)
         return r;
     while ((r = ceph_api.rbd_list2(ceph.pool, images, &count)) == -ERANGE) {

@@ -22,7 +22,7 @@ enum ceph_lock {
 };
 
 struct ceph_image_options {
-    struct ceph_options ceph;
+    bool uncached; /* see ceph_connect */
     bool readonly;
     bool brief; /* requests to the image, and its close, keep the limit of ceph_connect */
     enum ceph_lock lock;

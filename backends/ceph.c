@@ -35,8 +35,7 @@ int ceph_lift_limit(struct ceph *ceph)
     return ceph_api.rados_conf_set(ceph->cluster, "rados_osd_op_timeout", ceph->request_timeout);
 }
 
-static int set_options(struct ceph *ceph, const struct ceph_name *name,
-                       const struct ceph_options *options)
+static int set_options(struct ceph *ceph, const struct ceph_name *name, bool uncached)
 {
     rados_t cluster = ceph->cluster;
     char seconds[16];
@@ -48,7 +47,7 @@ static int set_options(struct ceph *ceph, const struct ceph_name *name,
         r = ceph_api.rados_conf_set(cluster, "rados_mon_op_timeout", seconds);
     if (r == 0)
         r = limit_requests(ceph, name->timeout_s);
-    if (r == 0 && options->uncached)
+    if (r == 0 && uncached)
         r = ceph_api.rados_conf_set(cluster, "rbd_cache", "false");
     if (r == 0)
         r = ceph_api.rados_conf_set(cluster, "log_to_stderr", "false");
@@ -92,15 +91,15 @@ static int explain_connect(rados_t cluster, const struct ceph_name *name, int er
     return err;
 }
 
-static int connect_to_pool(struct ceph *ceph, const struct ceph_name *name,
-                           const struct ceph_options *options, char *why, size_t why_size)
+static int connect_to_pool(struct ceph *ceph, const struct ceph_name *name, bool uncached,
+                           char *why, size_t why_size)
 {
     int r = ceph_api.rados_conf_read_file(ceph->cluster, name->conf);
     if (r < 0) {
         snprintf(why, why_size, "%s cannot be read: %s", conf_of(name), strerror(-r));
         return r;
     }
-    r = set_options(ceph, name, options);
+    r = set_options(ceph, name, uncached);
     if (r < 0) {
         snprintf(why, why_size, "an option of Ceph cannot be set: %s", strerror(-r));
         return r;
@@ -124,8 +123,8 @@ const char *ceph_user(const struct ceph_name *name)
     return name->user ? name->user : "admin";
 }
 
-int ceph_connect(struct ceph *ceph, const struct ceph_name *name,
-                 const struct ceph_options *options, char *why, size_t why_size)
+int ceph_connect(struct ceph *ceph, const struct ceph_name *name, bool uncached, char *why,
+                 size_t why_size)
 {
     *ceph = (struct ceph){.cluster = NULL};
     int r = ceph_api_load(why, why_size);
@@ -136,7 +135,7 @@ int ceph_connect(struct ceph *ceph, const struct ceph_name *name,
         snprintf(why, why_size, "librados does not start: %s", strerror(-r));
         return r;
     }
-    r = connect_to_pool(ceph, name, options, why, why_size);
+    r = connect_to_pool(ceph, name, uncached, why, why_size);
     if (r < 0)
         ceph_disconnect(ceph);
     return r;

@@ -36,17 +36,14 @@ struct ceph {
 /* The user's name, without "client.".  Any thread; does not block. */
 const char *ceph_user(const struct ceph_name *name);
 
-struct ceph_options {
-    bool uncached; /* no cache in librbd, whatever ceph.conf says */
-};
-
-/* Connects and finds the pool.  Returns 0, and ceph_disconnect is owed; or -errno and a line in
- * `why`: -ETIMEDOUT (no monitor), -ENOENT (no configuration, keyring or pool), -EACCES, ...
+/* Connects and finds the pool.  uncached: no cache in librbd, whatever ceph.conf says.  Returns 0,
+ * and ceph_disconnect is owed; or -errno and a line in `why`: -ETIMEDOUT (no monitor), -ENOENT (no
+ * configuration, keyring or pool), -EACCES, ...
  * A request to an OSD that takes longer than timeout_s fails with -ETIMEDOUT, until
  * ceph_lift_limit.
  */
-int ceph_connect(struct ceph *ceph, const struct ceph_name *name,
-                 const struct ceph_options *options, char *why, size_t why_size);
+int ceph_connect(struct ceph *ceph, const struct ceph_name *name, bool uncached, char *why,
+                 size_t why_size);
 void ceph_disconnect(struct ceph *ceph);
 
 /* From now on requests to OSDs have no limit but the user's own, if ceph.conf sets one.  Returns 0,

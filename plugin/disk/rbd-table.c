@@ -84,7 +84,7 @@ static int open_disk(struct rbd_disk *rbd, const struct ceph_name *name,
                      const struct rbd_options *options, char *why)
 {
     const struct ceph_image_options image = {
-        .ceph = {.uncached = options->uncached},
+        .uncached = options->uncached,
         .readonly = options->readonly,
         .lock = options->lock,
     };
@@ -288,7 +288,7 @@ int rbd_disk_check(const struct ceph_name *name, char why[LOG_LINE_SIZE])
         if (r == 0)
             ceph_image_close(image);
     } else {
-        r = ceph_connect(&ceph, name, &options.ceph, reason, sizeof reason);
+        r = ceph_connect(&ceph, name, options.uncached, reason, sizeof reason);
         if (r == 0)
             ceph_disconnect(&ceph);
     }
