@@ -13,7 +13,7 @@ import time
 
 import nbd
 
-from servers import Server, block_content, poll_all
+from servers import Server, block_content, poll_all, wait_for_death
 
 plugin, directory, rounds, *parameters = sys.argv[1:]
 CONNECTIONS, DEPTH = 4, 8
@@ -82,17 +82,6 @@ class Load:
             self.submit(self.ready.pop(0))
         assert self.in_flight == SLOTS
 
-    def wait_for_death(self):
-        end = time.monotonic() + HANG
-        for h in self.handles:
-            while not (h.aio_is_dead() or h.aio_is_closed()):
-                assert time.monotonic() < end, "the client hangs"
-                try:
-                    h.poll(1000)
-                except nbd.Error:
-                    pass
-        assert self.in_flight == 0
-
 
 def check(h, load):
     """Makes each block one version again.  Returns how many acknowledged versions are gone."""
@@ -146,7 +135,8 @@ for number in range(int(rounds)):
     dead = owner()
     load.run_until(random.randrange(100, 1000))
     server.kill()
-    load.wait_for_death()
+    wait_for_death(load.handles, HANG)
+    assert load.in_flight == 0
     begin = time.monotonic()
     server = serve()
     h = server.connect()

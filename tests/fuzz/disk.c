@@ -24,14 +24,7 @@
 #include "backends/backend.h"
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/space.h"
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            abort(); \
-        } \
-    } while (0)
+#include "tests/fuzz/check.h"
 
 #define SMALL_SIZE (1u << 17)                 /* bytes of most images */
 #define LARGE_SIZE ((uint64_t)2 * BOUNCE_MAX) /* added to the others: more than one buffer */

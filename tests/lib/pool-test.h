@@ -8,6 +8,7 @@
 #ifndef AIODISK_POOL_TEST_H
 #define AIODISK_POOL_TEST_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -46,6 +47,18 @@
 #else
 #define ROUNDS(n) (n)
 #endif
+
+/* The number of open descriptors, and a constant more. */
+static inline unsigned descriptors(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    unsigned count = 0;
+    CHECK(directory);
+    while (readdir(directory))
+        count++;
+    closedir(directory);
+    return count;
+}
 
 /* --- A gate: tasks wait at the gate, and the test waits until enough tasks do --- */
 

@@ -4,6 +4,7 @@
 tests/lib/functions.sh puts this folder into PYTHONPATH.
 """
 import os
+import pty
 import select
 import signal
 import struct
@@ -32,6 +33,20 @@ def freeze(pid):
 
     os.kill(pid, signal.SIGSTOP)
     wait_until(is_stopped, "the process to stop")
+
+
+def serve_in_terminal(command, *arguments):
+    """Starts ./serve in a terminal of its own and waits until it serves.
+
+    Returns the process id, the other side of the terminal, and what was printed.
+    """
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(command, [command, *arguments])
+    output = b""
+    while b"Ctrl-C stops" not in output:
+        output += os.read(terminal, 4096)
+    return pid, terminal, output
 
 
 class Server:
@@ -89,6 +104,18 @@ def poll_all(handles, timeout):
     poller.poll(timeout)
     for h in handles:
         h.poll(0)
+
+
+def wait_for_death(handles, seconds):
+    """Waits until the connection of each handle has ended; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    for h in handles:
+        while not (h.aio_is_dead() or h.aio_is_closed()):
+            assert time.monotonic() < end, "the client hangs"
+            try:
+                h.poll(1000)
+            except nbd.Error:
+                pass
 
 
 def block_content(slot, version, size):

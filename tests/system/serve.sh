@@ -251,13 +251,9 @@ wait "$client" || fail "the client ended with $?"
 
 say "Ctrl-C in a terminal; nbdkit is in the session of the terminal, in a group of its own"
 "$python" - "$copy/serve" "$dir/images/one" <<'P' || fail "./serve in a terminal"
-import glob, os, pty, sys
-pid, terminal = pty.fork()
-if pid == 0:
-    os.execv(sys.argv[1], sys.argv[1:])
-output = b""
-while b"Ctrl-C stops" not in output:
-    output += os.read(terminal, 4096)
+import glob, os, sys
+from servers import serve_in_terminal
+pid, terminal, output = serve_in_terminal(*sys.argv[1:])
 with open(glob.glob(os.environ["XDG_RUNTIME_DIR"] + "/aiodisk.*/pid")[0]) as f:
     nbdkit = int(f.read())
 assert os.getsid(nbdkit) == os.getsid(pid) and os.getpgid(nbdkit) == nbdkit, output
@@ -275,13 +271,9 @@ nothing_left
 
 say "the terminal is closed: ./serve leaves no process and no file"
 "$python" - "$copy/serve" "$dir/images/one" <<'P' || fail "./serve in a terminal that is closed"
-import os, pty, sys
-pid, terminal = pty.fork()
-if pid == 0:
-    os.execv(sys.argv[1], sys.argv[1:])
-output = b""
-while b"Ctrl-C stops" not in output:
-    output += os.read(terminal, 4096)
+import os, sys
+from servers import serve_in_terminal
+pid, terminal, _ = serve_in_terminal(*sys.argv[1:])
 os.close(terminal)  # from now on ./serve cannot print
 os.waitpid(pid, 0)
 P

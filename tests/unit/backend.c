@@ -5,7 +5,6 @@
  * Many threads read and write at once, and the test compares the data with a model, while the
  * wrapped functions of backend-faults.h disturb what the kernel returns.
  */
-#include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
 
@@ -174,17 +173,6 @@ static void errors_arrive(void **state)
         free(data);
         close_backend(&b);
     }
-}
-
-static unsigned descriptors(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    unsigned count = 0;
-    CHECK(directory);
-    while (readdir(directory))
-        count++;
-    closedir(directory);
-    return count;
 }
 
 /* backend_open returns the error of making the ring, says so in `why`, and leaves no descriptor

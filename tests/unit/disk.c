@@ -7,7 +7,6 @@
  */
 #include "tests/lib/pool-test.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sys/stat.h>
@@ -136,17 +135,6 @@ static struct image *open_image(bool direct)
     struct image *image;
     CHECK(try_open(&image, "threads", direct, LOCKING_OFF) == 0);
     return image;
-}
-
-static unsigned descriptors(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    unsigned count = 0;
-    CHECK(directory);
-    while (readdir(directory))
-        count++;
-    closedir(directory);
-    return count;
 }
 
 /* libaio's rings are mappings of a file of this name. */
