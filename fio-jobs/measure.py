@@ -174,8 +174,14 @@ class Server(Process):
         # Not ru_maxrss, which also counts the Python process that the server was before exec.
         with open(f"/proc/{self.popen.pid}/status") as f:
             rss = int(re.search(r"VmHWM:\s*(\d+)", f.read())[1]) / 1024
-        os.kill(self.popen.pid, signal.SIGTERM)
-        status, usage = self.reap() if pause(20, self.fd) else ("none 20 s after SIGTERM", None)
+        for _ in range(20):
+            # Again each second: qemu-nbd forgets a signal that comes before its main loop.
+            os.kill(self.popen.pid, signal.SIGTERM)
+            if pause(1, self.fd):
+                break
+        else:
+            raise self.failed("has not ended 20 s after SIGTERM")
+        status, usage = self.reap()
         if status:
             raise self.failed(f"ended with status {status}")
         return (usage.ru_utime + usage.ru_stime - self.before[0],
@@ -320,7 +326,7 @@ class Bench:
                     say(f"note: {server.failed('serves')}")
             except Failed as e:
                 say(f"skipped: {e}")
-                kill_all()
+                kill_all(but=self.cluster)
         if not set(found) & set(OURS):
             raise Failed(f"--ours: none of {', '.join(self.options.ours)} serves here ({mode})")
         return found

@@ -75,10 +75,11 @@ class Process:
         return Failed(f"{self.name}: {what}; {tail}")
 
 
-def kill_all():
+def kill_all(but=None):
     for process in running[:]:
-        os.kill(process.popen.pid, signal.SIGKILL)
-        process.reap()
+        if process is not but:
+            os.kill(process.popen.pid, signal.SIGKILL)
+            process.reap()
 
 
 def used_so_far(pid):

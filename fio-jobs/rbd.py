@@ -5,6 +5,7 @@ All servers of a cell use one image, one after the other, so they see the same o
 has a ceph.conf of its own, which all of them read, so librbd's settings are equal on all sides.
 """
 import os
+import select
 import shutil
 import subprocess
 
@@ -74,8 +75,9 @@ class Cluster(Process):
 
     def stop(self):
         os.close(self.until_end)
-        # The cluster's own clean-up kills its daemons and waits for them.
-        if not pause(30, self.fd):
+        # The cluster's own clean-up kills its daemons and waits for them.  Not pause(), which ends
+        # at once after Ctrl-C.
+        if not select.select([self.fd], [], [], 30)[0]:
             raise self.failed("has not ended after 30 s")
         self.reap()
 

@@ -12,8 +12,12 @@ pid=
 before_cleanup() { [ -z "$pid" ] || { kill "$pid" && wait "$pid"; } 2>/dev/null; }
 common=(--plugin "$plugin" --dir "$dir/images" --rounds 1 --runtime 0.2 --size 16M)
 
-# Every process that compare starts has the path of compare's images in its command line.
-left_behind() { pgrep -f "$dir/images/aiodisk-compare" || find "$dir/images" -mindepth 1 | grep .; }
+# Every process that compare starts has the path of compare's images in its command line, or runs in
+# the directory with the images.
+left_behind() {
+    pgrep -f "$dir/images/aiodisk-compare" || readlink /proc/[0-9]*/cwd | grep "^$dir/images/" ||
+        find "$dir/images" -mindepth 1 | grep .
+}
 nothing_left() { ! left_behind || fail "$1 left a process or a file behind"; }
 
 # option_refused OPTION ARGUMENTS...: compare prints one line that names the option and the allowed
@@ -96,10 +100,14 @@ nothing_left "compare --tcp"
 
 if nbdkit --dump-plugin "$plugin" | grep -q '^aiodisk_rbd=yes' && PATH=$PATH:/usr/sbin &&
     command -v ceph-mon ceph-osd rbd >/dev/null && fio --enghelp | grep -qw rbd; then
-    say "Ceph RBD: a cell with a cluster that compare starts and ends"
-    "$compare" "${common[@]}" --cells rbd/rw16 --output "$dir/rbd" >"$dir/table" \
-        2>"$dir/rbd.err" || fail_with "$dir/rbd.err" "compare --cells rbd/rw16 failed"
+    say "Ceph RBD: a cell with a cluster that compare starts and ends, and a server that is skipped"
+    mkdir "$dir/alone" && cp "$plugin" "$dir/alone/plugin.so" # without libnbdkit-corked.so
+    "$compare" "${common[@]}" --cells rbd/rw16 --ours aiodisk-corked,aiodisk \
+        --plugin "$dir/alone/plugin.so" --output "$dir/rbd" >"$dir/table" 2>"$dir/rbd.err" ||
+        fail_with "$dir/rbd.err" "compare --cells rbd/rw16 failed"
     nothing_left "compare of RBD"
+    grep -q "^skipped: aiodisk-corked: .*is not a file" "$dir/rbd.err" ||
+        fail_with "$dir/rbd.err" "aiodisk-corked was not skipped"
     for peer in qemu-nbd-rbd fio-rbd; do
         grep -q "^skipped: $peer" "$dir/rbd.err" ||
             jq -e --arg peer $peer '.cells["rbd/rw16"].servers | .[$peer].rate.median > 0 and
