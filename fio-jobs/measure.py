@@ -57,6 +57,8 @@ OURS = {  # parameters; "-corked" in the name: with libnbdkit-corked.so; "-tN": 
     "aiodisk-corked-t2": [],
     "aiodisk-corked-t4": [],
     "aiodisk-corked-t8": [],
+    "aiodisk-corked-t32": [],
+    "aiodisk-corked-t64": [],
     "aiodisk-threads": ["backend=threads"],
     "aiodisk-io_uring": ["backend=io_uring"],
     "aiodisk-libaio": ["backend=libaio"],

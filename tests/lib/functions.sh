@@ -88,12 +88,16 @@ S
     PATH=$dir/bin:$PATH
 fi
 
-# wait_for SECONDS COMMAND...: repeats the command until it succeeds.
+# wait_for SECONDS COMMAND...: repeats the command until it succeeds.  After SECONDS the test fails,
+# and shows the end of the selected server's log.
 wait_for() {
     local deadline=$((SECONDS + $1))
     shift
     until "$@"; do
-        [ $SECONDS -lt $deadline ] || fail "the time limit expired while waiting for: $*"
+        if [ $SECONDS -ge $deadline ]; then
+            [ ! -e "${log:-}" ] || tail -n 60 "$log" >&2
+            fail "the time limit expired while waiting for: $*"
+        fi
         sleep 0.02
     done
 }

@@ -167,7 +167,7 @@ thaw_osd
 wait $client
 stop
 
-say "./serve rbd:POOL/IMAGE, which ends in its time although the cluster is frozen"
+say "./serve rbd:POOL/IMAGE: 64 threads; it ends in its time although the cluster is frozen"
 AIODISK_GRACE=2 "$source_root/serve" rbd:rbd/space/small --socket "$dir/serve.sock" \
     >"$dir/serve.out" 2>&1 &
 serve=$!
@@ -177,6 +177,8 @@ socket=$dir/serve.sock log=$dir/serve.out
 [ "$(nbdinfo --size "nbd+unix:///?socket=$socket")" = $((4 << 20)) ] || fail "other size"
 script read_frozen "$osd" "$dir/reading" 2>/dev/null &
 wait_for 20 test -e "$dir/reading"
+threads=(/proc/"$(pgrep -P "$serve" -x nbdkit)"/task/*)
+[ ${#threads[@]} -gt 64 ] || fail "${#threads[@]} threads, so less than 64 requests at once"
 begin=$EPOCHREALTIME
 kill "$serve"
 wait "$serve" || true
