@@ -95,7 +95,7 @@ freeze() {
     [ $stuck = yes ] || fsfreeze -f "$mnt"
     stuck=yes
 }
-stop_fuse() { kill -STOP "$fuse"; }
+stop_fuse() { suspend "$fuse"; }
 stick=freeze
 
 say "named at 0.3, 0.6, 1.2 s, ..., and when it ends; the metrics go on"

@@ -43,7 +43,7 @@ client=$CLIENT_PID
 # The client asks for each step by a line, and is answered when it is done.
 while read -r step; do
     case $step in
-    freeze) fsfreeze -f "$mnt" && frozen=yes && kill -STOP "$fuse" ;;
+    freeze) fsfreeze -f "$mnt" && frozen=yes && suspend "$fuse" ;;
     thaw) thaw ;;
     *) echo "$step"; continue ;;
     esac
@@ -55,7 +55,7 @@ wait "$client" || status=$?
 
 say "SIGTERM while requests are stuck ends the server as soon as they end"
 fsfreeze -f "$mnt" && frozen=yes
-kill -STOP "$fuse"
+suspend "$fuse"
 "$python" "$here/stuck-image.py" "$dir/server.sock" leave &
 pids+=($!)
 wait_for 20 test -e "$dir/server.sock.left"

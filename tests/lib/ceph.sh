@@ -119,7 +119,7 @@ kill_osd() {
     wait "$osd" 2>/dev/null || true
 }
 # freeze_osd, thaw_osd: the OSD answers nothing, for as long as the test likes.
-freeze_osd() { kill -STOP "$osd"; }
+freeze_osd() { suspend "$osd"; }
 thaw_osd() { kill -CONT "$osd"; }
 
 # start_ceph [cephx]: starts the cluster, with an empty pool `rbd`; sets $auth.

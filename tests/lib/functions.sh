@@ -102,6 +102,13 @@ wait_for() {
     done
 }
 
+# suspend PID: stops a process.  On a busy machine its threads go on for some time after the signal.
+suspend() {
+    kill -STOP "$1"
+    wait_for 20 suspended "$1"
+}
+suspended() { ! grep -sh '^State:' /proc/"$1"/task/*/status | grep -qv 'T (stopped)'; }
+
 # working_backends: prints the names of the backends that work here.  capabilities.sh proves that
 # this list is right.
 working_backends() { nbdkit --dump-plugin "$plugin" | sed -n 's/^aiodisk_backends=//p'; }

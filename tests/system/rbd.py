@@ -7,12 +7,13 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 
 import nbd
+
+from servers import freeze
 
 MiB = 1 << 20
 OBJECT = 4 * MiB
@@ -146,7 +147,7 @@ def frozen(osd, ready):
     """A write without FUA may be acknowledged by the cache of librbd, once a flush was seen."""
     plain, durable, flusher = connect(), connect(), connect()
     flusher.flush()
-    os.kill(int(osd), signal.SIGSTOP)
+    freeze(int(osd))
     data = nbd.Buffer.from_bytearray(bytearray(b"f" * 4096))
     write = plain.aio_pwrite(data, 0)
     wait_some([plain], 0.5)
@@ -168,7 +169,7 @@ def read_frozen(osd, ready=os.devnull):
     h = connect()
     h.pwrite(bytes([1]) * 4096, 0)  # librbd answers reads of an object that does not exist itself
     h.flush()
-    os.kill(int(osd), signal.SIGSTOP)
+    freeze(int(osd))
     cookie = h.aio_pread(nbd.Buffer(4096), 0)
     open(ready, "w").close()
     while not h.aio_command_completed(cookie):
