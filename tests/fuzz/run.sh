@@ -17,6 +17,7 @@ new=${4:-$dir/new}
 mkdir -p "$new" "$dir/found"
 
 options=(-artifact_prefix="$dir/found/" -timeout=30 -rss_limit_mb=2048 -print_final_stats=1)
+options+=(-entropic_scale_per_exec_time=1) # inputs that run fast get more mutations
 [ ! -f "$(dirname "$0")/$name.dict" ] || options+=(-dict="$(dirname "$0")/$name.dict")
 # Every input of the corpus, also those that a search for new ones would leave out.
 status=0
