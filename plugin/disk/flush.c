@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -81,6 +82,34 @@ int flush_set_open(struct image *image)
             break;
     }
     return 0;
+}
+
+/* The kernel obeys RWF_DSYNC by a sync after the write, in the filesystem's own code.  FUSE leaves
+ * the sync out where the write is asynchronous (O_DIRECT by a ring), or where the file has
+ * FOPEN_DIRECT_IO, which cannot be asked for; tests/fault/log-replay.sh found the first (Linux
+ * 6.18).  iomap syncs when an asynchronous write ends, and so ext4 and xfs do; tmpfs has nothing to
+ * sync.  Other filesystems are trusted with synchronous writes only.
+ */
+static bool obeys_dsync(const struct image *image)
+{
+    if (image->key.block)
+        return true;
+    switch (image->geometry.fs_type) {
+    case EXT4_SUPER_MAGIC:
+    case XFS_SUPER_MAGIC:
+    case TMPFS_MAGIC:
+        return true;
+    case FUSE_SUPER_MAGIC:
+        return false;
+    default:
+        return !image->direct || backend_callers_perform(image->room.backend);
+    }
+}
+
+void flush_set_choose(struct image *image)
+{
+    if (!obeys_dsync(image))
+        atomic_store(&image->flush.no_dsync, true);
 }
 
 void flush_set_close(struct image *image)

@@ -45,6 +45,9 @@ void flush_set_init(struct flush_set *set);
  */
 int flush_set_open(struct image *image);
 
+/* Decides whether FUA writes use RWF_DSYNC.  Called by image_open, when the room is open. */
+void flush_set_choose(struct image *image);
+
 /* Closes the descriptors.  Called by image_close, also after flush_set_open failed. */
 void flush_set_close(struct image *image);
 

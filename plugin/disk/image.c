@@ -362,6 +362,7 @@ int image_open(struct image *image, const struct image_options *options, char wh
     r = open_room(image, options->room, why);
     if (r < 0)
         return r;
+    flush_set_choose(image);
     transfer_init(image, options->room->helping);
     folio_init(image);
     extents_init(image);

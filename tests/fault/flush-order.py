@@ -13,6 +13,8 @@ import sys
 
 import nbd
 
+from write_log import FLUSH, read_log
+
 uri, log_path = sys.argv[1:]
 BLOCK = 4096
 ROUNDS = 150
@@ -82,34 +84,15 @@ for handle in handles:
     handle.shutdown()
 
 
-def read_log():
-    """Returns the end offset of each write's entry in the log, and of each flush's entry."""
-    writes, ends = {}, []
-    with open(log_path, "rb") as log:
-        magic, _, _, sector = struct.unpack("<QQQI", log.read(28))
-        assert magic == 0x6A736677736872, "not a log of blklogwrites"
-        size = os.path.getsize(log_path)
-        position = sector
-        while position + 32 <= size:
-            log.seek(position)
-            first, count, flags, length = struct.unpack("<QQQQ", log.read(32))
-            if count == 0 and flags == 0:
-                break
-            data = position + sector
-            end = data if flags & 4 else data + count * sector  # a discard has no data
-            if flags & 1:
-                ends.append(end)
-            if count and not flags & 4:
-                for i in range(count * sector // BLOCK):
-                    log.seek(data + i * BLOCK)
-                    value = struct.unpack("<Q", log.read(8))[0]
-                    if value:
-                        writes.setdefault(value - 1, end)
-            position = end
-    return writes, ends
-
-
-writes, ends = read_log()
+# The end in the log of each write's entry, and of each flush's entry.
+writes, ends = {}, []
+for entry in read_log(log_path):
+    if entry.flags & FLUSH:
+        ends.append(entry.end)
+    for i in range(0, len(entry.data or b""), BLOCK):
+        value = struct.unpack_from("<Q", entry.data, i)[0]
+        if value:
+            writes.setdefault(value - 1, entry.end)
 assert len(ends) > 1, "the disk received no flush"
 checked = 0
 for covers, length in flushes:

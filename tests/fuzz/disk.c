@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* libFuzzer: the disk layer.  The input is a backend, a cache mode, a size and a list of operations
  * of any offset and length.  They run on a file in memory (memfd_create(2), which is tmpfs), and on
- * a model: an array of bytes.  If the environment variable AIODISK_FUZZ_DIRECTORY names a directory,
- * the file lies there: on ext4 the extents come from FIEMAP, on xfs and tmpfs from lseek(2).
+ * a model: an array of bytes.  If AIODISK_FUZZ_DIRECTORY (environment) names a directory, the file
+ * lies there: on ext4 the extents come from FIEMAP, elsewhere from lseek(2).
  *
  * Every operation succeeds, every byte that is read is the model's, a hole lies only where the
  * model has zeros, and at the end the file is the model and has the model's size.  Each bounce
