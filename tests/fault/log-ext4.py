@@ -27,8 +27,8 @@ BLOCK = 4096        # bytes that the power failure leaves whole
 FILES = 40
 # What e2fsck prints of a healthy filesystem.  After the replay of the journal it may have to end a
 # removal, and to count what is free, for the superblock's sums are not in the journal.
-USUAL = re.compile(r"^$|^e2fsck |^Pass |recovering journal|\*\*\*\*\*|non-contiguous|orphaned inode|"
-                   r"^Free (blocks|inodes) count wrong \(|^Fix\? yes$")
+USUAL = re.compile(r"^$|^e2fsck |^Pass |recovering journal|\*\*\*\*\*|non-contiguous|"
+                   r"orphaned inode|^Free (blocks|inodes) count wrong \(|^Fix\? yes$")
 
 
 def content(seed, name):

@@ -3,8 +3,8 @@
 # The power may fail after each entry of the log of the disk below: whatever subset of the writes
 # since the last flush has reached the disk, everything that was promised until then is there.  The
 # promises are those of random writes, zeros, trims, FUA and flushes on 4 connections; or those of
-# an ext4 on the served disk, which e2fsck finds clean, with each file that was synced.  Servers that
-# lie about flush, FUA and zero are the controls: each must lose data.
+# an ext4 on the served disk, which e2fsck finds clean, with each file that was synced.  Servers
+# that lie about flush, FUA and zero are the controls: each must lose data.
 #
 # log-replay.sh LOGS EXT4-LOGS SAMPLES [SEED]
 #
