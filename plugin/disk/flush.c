@@ -172,6 +172,11 @@ static int sync_slot(struct image *image, int slot)
     SCHEDULE_POINT();
     int r = backend_run(image->room.backend, &request);
     SCHEDULE_POINT();
+    /* To the callers -EOPNOTSUPP says that nothing was done: a fast zero would return it after it
+     * has zeroed, and nbdkit would write instead.
+     */
+    if (r == -EOPNOTSUPP)
+        r = -EIO;
     /* Record the failure before releasing the descriptor.  The kernel reports it once, so the next
      * sync there would succeed; its caller then checks image_health.
      */

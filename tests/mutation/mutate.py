@@ -3,13 +3,14 @@
 """Do the tests notice a fault?  Puts single faults into pool/, backends/ and plugin/disk/, builds
 each, and runs the tests that are to notice it.
 
-    mutate.py --state DIRECTORY [--count 240] [--seed 1] [--seconds S] [--only PATTERN]
+    mutate.py --state DIRECTORY [--count 240] [--seed 1] [--seconds S] [--only PATTERN] [--quick]
     mutate.py --state DIRECTORY --report
 
 The seed decides which faults: the same sources and the same seed give the same list.  DIRECTORY
 holds private copies of the sources, one for each job, and results.jsonl with a line for each fault
 that was run.  A run goes on where the last one ended, and ends after S seconds, so that it can be
-made in pieces.  Needs root, as the conformance suite does.
+made in pieces.  Needs root, as the conformance suite does.  With --quick a fault meets the unit
+tests, one conformance run and two system tests, and no sanitizer.
 
 A fault counts as caught if the compiler refuses it, or if a test fails or exceeds its time limit.
 A fault whose object file has the code of the original is no fault; it is left out of the figures.
@@ -31,7 +32,10 @@ import sys
 import threading
 import time
 
+from which_tests import UNIT, deep_tests_of, find_script, quick_tests_of, seconds_of, tests_of
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SANITIZERS = ("thread", "address,undefined")
 FOLDERS = ("pool", "backends", "plugin/disk")
 
 # Lines without a promise: probes, figures, and where a slow request says that it is.  The tests of
@@ -163,92 +167,7 @@ def choose(count, seed):
     return everything[:count], len(everything)
 
 
-# --- The tests for a fault ---
-
-UNIT = {  # seconds that each may take, a few times what it takes on a busy machine
-    "pool-lanes": 8, "pool-stranded": 8, "pool-cancel": 10, "pool-growth": 20, "loop": 30,
-    "pool-free": 30, "backend-async": 40, "pool-time": 60, "bounce": 10, "space": 10, "disk": 20,
-    "backend": 120,
-}
-POOL = ["pool-lanes", "pool-stranded", "pool-cancel", "pool-growth", "loop", "pool-free"]
-CONFORMANCE_SECONDS = 45
-THREADS = ["threads none auto ext4", "threads default auto loop4k", "threads default auto ext4"]
-
-
-def tests_of(path):
-    """The tests that are to notice a fault in the file, the cheap ones first."""
-    name = os.path.basename(path)
-    if path.startswith("pool/"):
-        return POOL + ["pool-time", "backend-async", "conformance threads none pool ext4",
-                       "system scheduling", "system dispatch-pool",
-                       "system metrics cache=default"]
-    if name in ("io_uring.c", "ring.c", "libaio.c"):
-        kind = "libaio" if name == "libaio.c" else "io_uring"
-        return ["disk", "backend-async", "conformance %s none auto loop512" % kind,
-                "conformance %s none auto ext4" % kind, "backend", "system fallback",
-                "system last-client cache=none backend=" + kind]
-    if "rbd" in name or "ceph" in name:
-        return ["conformance threads default auto rbd", "system rbd"]
-    if path.startswith("backends/"):
-        return ["disk", "backend-async"] + ["conformance " + t for t in THREADS[:2]] + ["backend"]
-    extra = {
-        "bounce.c": ["bounce"], "space.c": ["space", "system detect-zeroes ext4 cache=none"],
-        "image-table.c": ["system last-client cache=default", "system reopen",
-                          "system churn 200 4 cache=default"],
-        "image.c": ["system resize file", "system reopen", "system last-client cache=default",
-                    "system errors", "system capabilities", "system few-descriptors",
-                    "system fd", "system odd-device", "system size-race", "system fadvise",
-                    "system fallback", "system dir"],
-        "image-disk.c": ["system capabilities", "system detect-zeroes ext4 cache=none"],
-        "qemu-lock.c": ["system locks file"],
-        "health.c": ["system inode-reuse", "system lost-writeback"],
-        "flush.c": ["system lost-writeback", "system power-loss ext4", "system few-descriptors",
-                    "system last-client cache=default", "system fd", "system inode-reuse"],
-        "zero.c": ["system zero ext4 cache=none", "system fast-zero", "system zero-refused",
-                   "system zero-pages", "system discard ext4 cache=none",
-                   "conformance threads default auto tmpfs", "system zero tmpfs cache=default",
-                   "system zero loop cache=default"],
-        "prefetch.c": ["system capabilities", "system last-client cache=default"],
-        "fd.c": ["system fd", "system dirfd", "system surroundings"],
-        "geometry.c": ["system geometry", "system odd-device", "system capabilities"],
-        "extents.c": ["system copy file cache=none dispatch=auto", "system resize file"],
-        "transfer.c": ["system power-loss ext4",
-                       "system unaligned file cache=none dispatch=auto", "system resize file",
-                       "system unaligned loop cache=none dispatch=auto"],
-        "range-lock.c": ["system unaligned file cache=none dispatch=auto", "system size-race"],
-    }.get(name, [])
-    unit = [t for t in extra if not t.startswith("system")]
-    system = [t for t in extra if t.startswith("system")]
-    return ["disk"] + unit + ["conformance " + t for t in THREADS] + system
-
-
-def deep_tests_of(path):
-    """The tests that run once more with a sanitizer, if no other test has noticed the fault."""
-    if "rbd" in path or "ceph" in path:
-        return []
-    tests = {"pool": ["pool-lanes", "pool-cancel", "pool-free", "loop"],
-             "backends": ["backend-async", "conformance threads default auto loop4k"],
-             "plugin/disk": ["disk", "conformance threads default auto ext4"]
-             }[os.path.dirname(path)]
-    if os.path.basename(path) in ("io_uring.c", "ring.c"):
-        tests = ["backend-async", "conformance io_uring none auto ext4"]
-    return tests
-
-
-def find_script(name):
-    for folder in ("system", "fault"):
-        path = os.path.join("tests", folder, name + ".sh")
-        if os.path.exists(os.path.join(ROOT, path)):
-            return path
-    raise SystemExit("no test " + name)
-
-
-def seconds_of(test):
-    words = test.split()
-    if words[0] in ("conformance", "system"):
-        return 240 if "rbd" in test else 90 if words[0] == "system" else CONFORMANCE_SECONDS
-    return UNIT[words[0]]
-
+# --- Building and testing ---
 
 def limit():
     """For what a faulty program might do: no core files, and no endless log."""
@@ -259,7 +178,8 @@ def limit():
 class Copy:
     """A private copy of the sources, with a build directory.  One job uses it at a time."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, tests):
+        self.tests = tests  # the function that names the tests for a file
         self.source = os.path.join(directory, "source")
         self.build = os.path.join(directory, "build")
         self.tmp = os.path.join(directory, "tmp")
@@ -395,13 +315,13 @@ class Copy:
             if self.code_hash(fault["file"]) == before:
                 return "same code", ""
             skipped = []
-            for test in tests_of(fault["file"]):
+            for test in self.tests(fault["file"]):
                 result = self.run(self.command_of(test, self.build), seconds_of(test))
                 if result == "skipped":
                     skipped.append(test)
                 elif result != "ok":
                     return "caught", "%s (%s)" % (test, result)
-            for sanitizer in ("thread", "address,undefined"):
+            for sanitizer in SANITIZERS if self.tests is tests_of else ():
                 by = deep_tests_of(fault["file"]) and self.judge_with_sanitizer(fault, sanitizer)
                 if by:
                     return "caught", by
@@ -438,8 +358,9 @@ def report(chosen, results, total):
           (len(real), len(caught), 100 * len(caught) / max(1, len(real)), len(real) - len(caught)))
 
 
-def work(state, job, queue, lock, end):
-    copy = Copy(os.path.join(state, "copy%d" % job))
+def work(options, job, queue, lock, end):
+    state = options.state
+    copy = Copy(os.path.join(state, "copy%d" % job), quick_tests_of if options.quick else tests_of)
     while time.monotonic() < end:
         with lock:
             if not queue:
@@ -447,7 +368,7 @@ def work(state, job, queue, lock, end):
             fault = queue.pop(0)
         began, start = time.monotonic(), time.time()
         verdict, by = copy.judge(fault)
-        result = dict(fault, verdict=verdict, by=by, began=int(start),
+        result = dict(fault, verdict=verdict, by=by, began=int(start), quick=options.quick,
                       seconds=round(time.monotonic() - began, 1))
         with lock, open(os.path.join(state, "results.jsonl"), "a", encoding="utf-8") as f:
             f.write(json.dumps(result) + "\n")
@@ -465,6 +386,7 @@ def main():
     parser.add_argument("--only", default="", help="a regular expression for FILE:LINE KIND or id")
     parser.add_argument("--again", type=float, default=0,
                         help="run faults again that survived before this time (date +%%s)")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
@@ -488,7 +410,7 @@ def main():
         lock = threading.Lock()
         end = time.monotonic() + options.seconds
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for future in [pool.submit(work, options.state, job, queue, lock, end)
+            for future in [pool.submit(work, options, job, queue, lock, end)
                            for job in range(options.jobs)]:
                 future.result()
         results = read_results(options.state)
