@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# Becomes a systemd that manages the units of a directory and nothing else.  service.sh runs it as
+# Becomes a systemd that manages the units of a directory and nothing else.  systemd.sh runs it as
 # process 1 of namespaces of its own (mount, PID, IPC, UTS, cgroup), so nothing else on the machine
 # is affected:
 #   /run and /var/lib are the directories run and lib of DIRECTORY;

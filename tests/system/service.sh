@@ -5,13 +5,8 @@
 # whatever manages this machine, and sets up the real sandbox: the server works there with files,
 # block devices, directories and TLS, and what the sandbox forbids fails.
 . "$(dirname "$0")/../lib/functions.sh"
-: "${AIODISK_BUILD:?is not set: run the test through meson test, or set it to the build directory}"
-command -v systemd-analyze systemd-socket-activate >/dev/null || skip "needs systemd"
-cd "$dir"
-plugins=$(nbdkit --dump-config | sed -n 's/^plugindir=//p')
-mkdir units run lib overlay
-cp "$AIODISK_BUILD/plugin/service/aiodisk@.service" units
-cp "$source_root/plugin/service/aiodisk@.socket" units
+. "$source_root/tests/lib/systemd.sh"
+prepare_units
 
 say "systemd-analyze verify"
 systemd-analyze verify --man=no "units/aiodisk@.service" "units/aiodisk@.socket" >verify 2>&1 ||
@@ -47,71 +42,10 @@ rm run/disk.prom
 
 # --- A systemd ---
 
-need_root "a systemd of its own"
-# Entering a mount namespace leaves a chroot, in which systemd cannot set up its sandbox.
-[ "$(nsenter --mount=/proc/self/ns/mnt stat -c %d:%i /)" = "$(stat -c %d:%i /)" ] ||
-    skip "a chroot: systemd needs the root of the mount namespace"
-mount -t tmpfs tmpfs run # as /run is; from a real disk systemd removes nothing
-mounts+=("$dir/run")
-# Targets that the units name, without what a whole system would start for them.
-for target in test sysinit basic sockets shutdown local-fs remote-fs; do
-    printf '[Unit]\nDefaultDependencies=no\n' >"units/$target.target"
-done
-mkdir "units/aiodisk@.service.d" # no journald runs here
-printf '[Service]\nStandardError=append:%s\n' "$dir/journal" >units/aiodisk@.service.d/journal.conf
-hierarchy=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
-[ -n "$hierarchy" ] || skip "needs cgroup2"
-group=$hierarchy/${dir##*/}
-mkdir "$group"
-before_cleanup() {
-    end_processes
-    # The processes in the group have been killed, and leave it soon.
-    for _ in {1..100}; do
-        find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
-        sleep 0.1
-    done
-}
-cat >enter.sh <<'S'
-echo $$ >"$1/cgroup.procs"
-exec unshare -C -m -p -i -u --fork --kill-child --propagation private bash "${@:2}"
-S
-bash enter.sh "$group" "$source_root/tests/lib/systemd-root.sh" "$dir" "$plugins" >console 2>&1 &
-pids+=($!)
-manager() { pgrep -P "${pids[-1]}" -x systemd; }
-wait_for 20 manager >/dev/null
-manager=$(manager)
-inside() { nsenter -t "$manager" -m -r -w/ -p -C env SYSTEMD_IGNORE_CHROOT=1 "$@"; }
-ready() { inside systemctl is-active -q test.target 2>>console; }
-wait_for 20 ready
-
-say "systemd-sysusers makes the user"
-mkdir run/files
-cp "$source_root"/plugin/service/{aiodisk.sysusers,example.conf} run/files
-cp "$plugin" "$AIODISK_CORKED" run/files
-inside systemd-sysusers /run/files/aiodisk.sysusers || fail "systemd-sysusers"
+say "a systemd of the test's own; systemd-sysusers makes the user"
+start_systemd
 inside id aiodisk
-user=$(inside id -u aiodisk)
-inside sh -c 'mkdir /etc/aiodisk && cp /run/files/*.so "$1"' - "$plugins" ||
-    fail "the plugin cannot be put in its place"
 
-# config NAME ARGUMENTS: writes /etc/aiodisk/NAME.conf.
-config() { echo "ARGUMENTS=$2" | inside tee "/etc/aiodisk/$1.conf" >/dev/null; }
-# dropin NAME LINES...: adds lines to the section Service of the unit.
-dropin() {
-    mkdir -p "units/aiodisk@$1.service.d"
-    printf '%s\n' '[Service]' "${@:2}" >"units/aiodisk@$1.service.d/test.conf"
-    inside systemctl daemon-reload
-}
-state() { inside systemctl show -P "$2" "aiodisk@$1.service"; }
-# up NAME: starts the socket and selects it: $uri, $socket.
-up() {
-    inside systemctl start "aiodisk@$1.socket" || fail_with console "the socket does not start"
-    name=$1 socket=$dir/run/aiodisk/$1.sock uri="nbd+unix:///?socket=$dir/run/aiodisk/$1.sock"
-}
-down() {
-    inside systemctl stop "aiodisk@$1.socket" "aiodisk@$1.service" || fail_with console "stop"
-    [ "$(state "$1" Result)" = success ] || fail_with journal "the server failed"
-}
 # fails NAME PATTERN: the server ends at once, with such a line in the log, and no client is served.
 # systemd starts it again for each client that waits, but not for ever.
 fails() {
@@ -129,14 +63,9 @@ copies() {
     nbdcopy "$1" copy || fail_with journal "nbdcopy from $1"
     cmp -n "$(stat -c %s source)" source copy || fail "the copy differs: $1"
 }
-image() {
-    truncate -s 1M "lib/aiodisk/$1"
-    chown "$user" "lib/aiodisk/$1"
-}
+image() { service_image "$1" 1M; }
 
 say "a file: the first client starts the server"
-mkdir lib/aiodisk
-chown "$user" lib/aiodisk
 image "my disk.img"
 config disk 'file="/var/lib/aiodisk/my disk.img" cache=none'
 up disk
@@ -148,7 +77,6 @@ cmp source "lib/aiodisk/my disk.img" || fail "the image differs"
 [ "$(state disk ActiveState)" = active ] || fail_with journal "the server does not run"
 
 say "the sandbox: user, capabilities, privileges, seccomp, devices, network, filesystem"
-server_pid() { pgrep --ns "$manager" --nslist pid -x nbdkit; }
 pid=$(server_pid)
 status=$(cat "/proc/$pid/status")
 for line in "NoNewPrivs:1" "Seccomp:2" "Groups:$(inside id -g aiodisk)"; do
