@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <linux/fiemap.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -166,7 +167,7 @@ static bool kernel_maps_alike(void)
 
 void extents_init(struct image *image)
 {
-    image->extents.maps = image->geometry.on_ext4 && kernel_maps_alike();
+    image->extents.maps = image->geometry.fs_type == EXT4_SUPER_MAGIC && kernel_maps_alike();
 }
 
 /* Fills search->found. */

@@ -22,6 +22,7 @@
  */
 #include "plugin/disk/folio.h"
 
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -40,8 +41,8 @@
 
 void folio_init(struct image *image)
 {
-    image->folio.splits =
-        !image->direct && !image->readonly && (image->key.block || image->geometry.on_ext4);
+    image->folio.splits = !image->direct && !image->readonly &&
+                          (image->key.block || image->geometry.fs_type == EXT4_SUPER_MAGIC);
 }
 
 void folio_destroy(struct folio_state *state)

@@ -280,7 +280,6 @@ static int measure_file(struct image *image, uint32_t page)
     }
     image->geometry.rotational = is_rotational(image->key.device);
     image->geometry.fs_type = (long)fs.f_type;
-    image->geometry.on_ext4 = fs.f_type == EXT4_SUPER_MAGIC;
     return 0;
 }
 

@@ -20,8 +20,7 @@ struct geometry {
     uint32_t sector;    /* of a block device: its logical block */
     uint32_t preferred_block;
     bool rotational;
-    bool on_ext4; /* a file on ext2, ext3 or ext4, which have one magic number */
-    long fs_type; /* of a file: f_type of statfs(2); block device: 0 */
+    long fs_type; /* of a file: f_type of statfs(2), one for ext2, ext3 and ext4; block device: 0 */
 };
 
 /* Fills in image->geometry.  page: bytes of a page of the page cache, a power of two.  Returns 0;
