@@ -256,8 +256,10 @@ static int extents(struct disk *disk, uint64_t length, uint64_t offset, bool onl
 {
     struct rbd_disk *rbd = rbd_of(disk);
     struct parts parts = {.rbd = rbd, .offset = offset, .length = length};
+    /* Slow: clients that connect need a worker too, although an OSD with data does not answer. */
     struct request request = {
         .op = REQUEST_CALL,
+        .flags = REQUEST_SLOW,
         .call = find_parts,
         .opaque = &parts,
     };

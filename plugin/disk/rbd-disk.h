@@ -37,6 +37,16 @@ struct rbd_flush {
     uint64_t begun, done; /* flushes: their number */
 };
 
+/* Reads the size in the background for clients that connect to an open disk; see rbd-table.c, whose
+ * lock guards the fields.  Clients are counted from 1 as they come.
+ */
+struct rbd_size_reader {
+    struct request request; /* belongs to the backend while busy */
+    bool busy;
+    uint64_t reads_for; /* clients up to this one came before the last read began */
+    uint64_t read_for;  /* the same, of the last read that has ended; 0: none */
+};
+
 struct rbd_disk {
     /* Set once by rbd-table.c, before other threads see the disk; read by any thread. */
     struct disk disk;
@@ -48,7 +58,7 @@ struct rbd_disk {
     struct health *health;
 
     /* Any thread. */
-    _Atomic uint64_t size; /* bytes; stored when a client connects */
+    _Atomic uint64_t size; /* bytes; stored for each client that connects */
     atomic_bool dirty;     /* something was written since the last flush began */
 
     struct rbd_flush flush;
@@ -56,6 +66,7 @@ struct rbd_disk {
     /* Under the lock of rbd-table.c. */
     enum { RBD_OPENING, RBD_OPEN, RBD_CLOSING } state;
     unsigned references;
+    struct rbd_size_reader size_reader;
     struct rbd_disk *next;
 };
 

@@ -2,7 +2,8 @@
 /* The open RBD images.  All clients of one image share one disk.  See rbd-disk.h.
  *
  * Runs on nbdkit's threads when clients connect and disconnect, and on the main thread before
- * nbdkit forks and at the end.  The table's lock is never held while the cluster is asked.
+ * nbdkit forks and at the end; a worker and the loop thread of an open disk read its size.  The
+ * table's lock is never held while the cluster is asked.
  */
 #include <assert.h>
 #include <errno.h>
@@ -21,7 +22,9 @@
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 /* Broadcast when a disk was opened or has left the table. */
 static pthread_cond_t table_changed = PTHREAD_COND_INITIALIZER;
-static struct rbd_disk *table; /* under table_lock */
+/* Under table_lock. */
+static struct rbd_disk *table;
+static uint64_t clients; /* how many have come to the table */
 
 void rbd_disk_spell(const struct ceph_name *name, char *text, size_t size)
 {
@@ -179,32 +182,101 @@ static void close_and_unlink(struct rbd_disk *rbd)
     free_disk(rbd);
 }
 
-/* Under table_lock, which is released while another thread opens or closes the disk, for timeout_s
- * at most: the close of a disk waits for the cluster without limit.  Stores the disk with a
- * reference for the caller: an open one, or a new one that the caller is to open.  Returns 0,
- * -ENOMEM or -ETIMEDOUT.
+/* --- The size of an open disk --- */
+
+/* A worker.  librbd answers at once, unless the image's header has changed: then librbd reads the
+ * header first, and waits for the cluster without limit.
+ */
+static int read_size(struct request *request)
+{
+    struct rbd_disk *rbd = request->opaque;
+    int64_t size = ceph_image_size(rbd->image);
+
+    if (size >= 0)
+        atomic_store(&rbd->size, size);
+    return 0;
+}
+
+/* The loop thread of the disk.  close_disk waits for the end of this function. */
+static void size_was_read(struct request *request)
+{
+    struct rbd_disk *rbd = request->opaque;
+
+    pthread_mutex_lock(&table_lock);
+    rbd->size_reader.busy = false;
+    rbd->size_reader.read_for = rbd->size_reader.reads_for;
+    pthread_cond_broadcast(&table_changed);
+    pthread_mutex_unlock(&table_lock);
+}
+
+/* Under table_lock.  Has the size read in the background, for all clients that have come so far. */
+static int begin_to_read_size(struct rbd_disk *rbd)
+{
+    rbd->size_reader.request = (struct request){
+        .op = REQUEST_CALL,
+        .call = read_size,
+        .opaque = rbd,
+        .done = size_was_read,
+    };
+    rbd->size_reader.reads_for = clients;
+    int r = backend_submit(rbd->backend, &rbd->size_reader.request);
+    rbd->size_reader.busy = r == 0;
+    return r;
+}
+
+/* --- Finding a disk --- */
+
+static struct rbd_disk *add_to_table(const char *name, bool readonly)
+{
+    struct rbd_disk *rbd = new_disk(name, readonly);
+
+    if (rbd) {
+        rbd->next = table;
+        table = rbd;
+    }
+    return rbd;
+}
+
+/* Under table_lock, which is released for timeout_s at most: while another thread opens or closes
+ * the disk, because a close waits for the cluster without limit; and while the size of an open disk
+ * is read.  The caller has no reference meanwhile, so a disk that is left by its last client is
+ * closed on that client's thread, which may wait.  Stores the disk with a reference for the caller:
+ * an open one, whose size was read after the call, or a new one that the caller is to open.
+ * Returns 0, or -ENOMEM, -ETIMEDOUT or -EAGAIN (no thread) with a reason.
  */
 static int find_or_add(const char *name, bool readonly, unsigned timeout_s,
-                       struct rbd_disk **result)
+                       struct rbd_disk **result, const char **reason)
 {
-    struct rbd_disk *rbd = find(name, readonly);
+    uint64_t client = ++clients;
     struct timespec end;
+    struct rbd_disk *rbd;
     int r = 0;
 
     clock_gettime(CLOCK_MONOTONIC, &end);
     end.tv_sec += timeout_s;
-    while (rbd && rbd->state != RBD_OPEN) {
-        if (r == ETIMEDOUT)
+    while ((rbd = find(name, readonly))) {
+        bool is_open = rbd->state == RBD_OPEN;
+        if (is_open && rbd->size_reader.read_for >= client)
+            break;
+        if (r == ETIMEDOUT) {
+            *reason = is_open ? "the image has changed, and an OSD with its new size did not "
+                                "answer in the time of rbd-timeout"
+                              : "another client's open or close of the image still waits for the "
+                                "cluster";
             return -ETIMEDOUT;
+        }
+        r = is_open && !rbd->size_reader.busy ? begin_to_read_size(rbd) : 0;
+        if (r < 0) {
+            *reason = strerror(-r);
+            return r;
+        }
         r = pthread_cond_clockwait(&table_changed, &table_lock, CLOCK_MONOTONIC, &end);
-        rbd = find(name, readonly);
     }
+    if (!rbd)
+        rbd = add_to_table(name, readonly);
     if (!rbd) {
-        rbd = new_disk(name, readonly);
-        if (!rbd)
-            return -ENOMEM;
-        rbd->next = table;
-        table = rbd;
+        *reason = strerror(ENOMEM);
+        return -ENOMEM;
     }
     rbd->references++;
     *result = rbd;
@@ -228,34 +300,22 @@ static int open_new(struct rbd_disk *rbd, const struct ceph_name *name,
     return r;
 }
 
-static void follow_size(struct rbd_disk *rbd)
-{
-    int64_t size = ceph_image_size(rbd->image);
-
-    if (size >= 0)
-        atomic_store(&rbd->size, size);
-}
-
 int rbd_disk_get(const struct ceph_name *name, const struct rbd_options *options,
                  struct disk **disk, char why[LOG_LINE_SIZE])
 {
     char text[NAME_SIZE];
+    const char *reason;
     struct rbd_disk *rbd;
 
     rbd_disk_spell(name, text, sizeof text);
     pthread_mutex_lock(&table_lock);
-    int r = find_or_add(text, options->readonly, name->timeout_s, &rbd);
+    int r = find_or_add(text, options->readonly, name->timeout_s, &rbd, &reason);
     bool is_new = r == 0 && rbd->state == RBD_OPENING;
     pthread_mutex_unlock(&table_lock);
-    if (r == -ETIMEDOUT)
-        return fail(why, text, r,
-                    "another client's open or close of the image still waits for the cluster");
     if (r < 0)
-        return fail(why, text, r, strerror(-r));
+        return fail(why, text, r, reason);
     if (is_new)
         r = open_new(rbd, name, options, why);
-    else
-        follow_size(rbd);
     if (r == 0)
         *disk = &rbd->disk;
     return r;

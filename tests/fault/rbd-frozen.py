@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The clients of rbd-frozen.sh: latencies while an OSD is frozen, and clients that connect then.
 
-usage: rbd-frozen.py OSD-PID SECONDS SLOW GOOD BESIDE FILE FAR
-The last five are URIs; FAR has its header on the OSD too, and its rbd-timeout is 3 s.
+usage: rbd-frozen.py OSD-PID SECONDS SLOW GOOD BESIDE FILE FAR PLAIN
+The last six are URIs; FAR has its header on the OSD too, and its rbd-timeout is 3 s.  PLAIN is an
+image without an object map, with its data on the OSD.
 """
+import json
 import os
 import signal
 import statistics
@@ -16,7 +18,7 @@ import nbd
 
 from servers import freeze, poll_all, wait_until
 
-osd, seconds, slow_uri, good_uri, beside_uri, file_uri, far_uri = sys.argv[1:]
+osd, seconds, slow_uri, good_uri, beside_uri, file_uri, far_uri, plain_uri = sys.argv[1:]
 osd, seconds = int(osd), float(seconds)
 # A request beside a frozen OSD may take twice as long as before, on a busy machine by this much
 # more.  A request that waits for the OSD takes seconds.
@@ -24,9 +26,14 @@ SLACK = 0.05
 TIMEOUT = 3
 
 
-def connect(uri):
+def connect(uri, limit=60):
     h = nbd.NBD()
-    h.connect_uri(uri)
+    h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    h.aio_connect_uri(uri)
+    end = time.monotonic() + limit
+    while h.aio_is_connecting():
+        assert time.monotonic() < end, f"a client still waits after {limit} s"
+        h.poll(100)
     return h
 
 
@@ -53,16 +60,24 @@ def summary(times):
 
 def refused(uri, limit):
     begin = time.monotonic()
-    h = nbd.NBD()
-    h.aio_connect_uri(uri)
     try:
-        while h.aio_is_connecting():
-            assert time.monotonic() < begin + limit, f"a client still waits after {limit} s"
-            h.poll(100)
-        assert not h.aio_is_ready(), "a client got in"
+        h = connect(uri, limit)
     except nbd.Error:
-        pass
-    print(f"a client was refused after {time.monotonic() - begin:.1f} s")
+        print(f"a client was refused after {time.monotonic() - begin:.1f} s")
+        return
+    assert not h.aio_is_ready(), "a client got in"
+
+
+def rbd(*arguments):
+    return subprocess.check_output(["rbd", *arguments], timeout=60)
+
+
+def notify(image):
+    """Tells each client of the image that its header has changed."""
+    prefix = json.loads(rbd("info", "--format", "json", image))["block_name_prefix"]
+    subprocess.run(["rados", "-p", image.split("/")[0], "notify",
+                    "rbd_header." + prefix.rsplit(".", 1)[1], ""], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
 
 
 slow, far = connect(slow_uri), connect(far_uri)
@@ -112,11 +127,39 @@ while True:
     except nbd.Error:
         assert time.monotonic() < end, "the image cannot be opened again"
         time.sleep(0.1)
-status = ["rbd", "status", "far/image"]
-wait_until(lambda: b"watcher=" not in subprocess.check_output(status), "the image to be closed")
+wait_until(lambda: b"watcher=" not in rbd("status", "far/image"), "the image to be closed")
 freeze(osd)
 try:
     refused(far_uri, 3 * TIMEOUT + 2)
 finally:
     os.kill(osd, signal.SIGCONT)
-connect(far_uri).shutdown()
+
+# A second client of an image that is open, after the image has changed.
+far = connect(far_uri)
+rbd("resize", "--no-progress", "--size", "80M", "far/image")
+freeze(osd)
+try:
+    refused(far_uri, 3 * TIMEOUT + 2)
+    far.shutdown()
+finally:
+    os.kill(osd, signal.SIGCONT)
+assert connect(far_uri).get_size() == 80 << 20
+
+# Such a client gets in, although other clients wait for the data of as many objects as they can.
+plain = [connect(plain_uri) for _ in range(3)]
+freeze(osd)
+try:
+    cookies = [(h, h.aio_block_status(64 << 20, 0, lambda *_: 0)) for h in plain for _ in range(16)]
+    for h in plain:
+        while h.aio_get_direction() & nbd.AIO_DIRECTION_WRITE:
+            h.poll(100)
+    notify("rbd/plain")
+    begin = time.monotonic()
+    connect(plain_uri, TIMEOUT).shutdown()
+    print(f"a client of a changed image got in after {time.monotonic() - begin:.2f} s")
+    assert not any(h.aio_command_completed(cookie) for h, cookie in cookies)
+finally:
+    os.kill(osd, signal.SIGCONT)
+for h, cookie in cookies:
+    while not h.aio_command_completed(cookie):
+        h.poll(-1)

@@ -66,5 +66,5 @@ fio_verify $((rounds - 1)) --verify_only=1 &
 fio_found_nothing $! reader
 stop
 
-"$python" "$here/rbd-killed.py" "$plugin" "$dir" $(((rounds + 1) / 2)) "$@" ||
+"$python" "$here/rbd-killed.py" "$plugin" "$dir" "$rounds" "$@" ||
     fail_with "$dir/server.log" "rbd-killed.py failed"

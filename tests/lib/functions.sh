@@ -172,8 +172,16 @@ make_loop() {
     [[ " $* " = *" -r "* ]] || blockdev --setrw "$loop"
 }
 
-# make_target file|loop SIZE: makes a file or a loop device filled with zeros; sets $target.
+# make_target file|loop|rbd SIZE: makes a file, a loop device or an RBD image of a new Ceph cluster,
+# filled with zeros; sets $target, the argument of the plugin.
 make_target() {
+    if [ "$1" = rbd ]; then
+        . "$source_root/tests/lib/ceph.sh"
+        start_ceph
+        rbd create rbd/target --size "$2$([[ $2 = *[0-9] ]] && echo B)"
+        target=rbd=rbd/target
+        return
+    fi
     truncate -s "$2" "$dir/target.img"
     target=$dir/target.img
     if [ "$1" = loop ]; then

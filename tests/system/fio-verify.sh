@@ -3,7 +3,7 @@
 # fio reads back every block that it wrote: blocks of 512 B to 64 KiB at odd multiples of 512 bytes,
 # at depth 64 on one connection, then with four processes on four connections.
 #
-# fio-verify.sh file|loop PARAMETERS...
+# fio-verify.sh file|loop|rbd PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift

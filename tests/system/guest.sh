@@ -4,7 +4,7 @@
 # filesystem, writes, trims and loses its power.  It boots again and finds all synced data.  Outside
 # of the guest, the filesystem is clean, the data are there, and the trimmed blocks are deallocated.
 #
-# guest.sh PARAMETERS...
+# guest.sh file|rbd PARAMETERS...
 #
 # AIODISK_GUEST_KERNEL names a folder with an unpacked linux-image package, which ./check fetches.
 . "$(dirname "$0")/../lib/functions.sh"
@@ -52,19 +52,34 @@ boot() {
         fail_with "$dir/console.$1" "the guest did not complete phase $1"
 }
 
-disk=$dir/disk.img
-truncate -s 256M "$disk"
-start guest "$disk" "$@"
+# allocated: prints how many bytes of the disk are allocated.
+allocated() {
+    if [ "$kind" = rbd ]; then
+        rbd diff --format json rbd/target | jq '[.[].length] | add'
+    else
+        echo $(($(stat -c %b "$target") * 512))
+    fi
+}
+
+kind=$1
+shift
+make_target "$kind" 256M
+start guest "$target" "$@"
 say "the guest makes a filesystem, writes, trims and loses its power"
 boot 1
 stop
-allocated=$(($(stat -c %b "$disk") * 512))
-say "$allocated bytes are allocated"
-[ $allocated -lt $((40 << 20)) ] || fail "fstrim deallocated no blocks"
-start guest "$disk" "$@"
+bytes=$(allocated)
+say "$bytes bytes are allocated"
+[ "$bytes" -lt $((40 << 20)) ] || fail "fstrim deallocated no blocks"
+start guest "$target" "$@"
 say "the guest boots again and checks its data"
 boot 2
 stop
+disk=$target
+if [ "$kind" = rbd ]; then
+    disk=$dir/exported.img
+    rbd export --no-progress rbd/target "$disk"
+fi
 e2fsck -fn "$disk" || fail "the filesystem is not clean"
 expected=$(grep -o '^[0-9a-f]\{64\}' "$dir/console.1")
 found=$(debugfs -R 'cat /kept' "$disk" 2>/dev/null | sha256sum | cut -d' ' -f1)

@@ -3,7 +3,7 @@
 # QEMU's block layer writes patterns at unaligned offsets, zeroes and discards, and reads back the
 # expected patterns.
 #
-# qemu-io.sh file|loop PARAMETERS...
+# qemu-io.sh file|loop|rbd PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift

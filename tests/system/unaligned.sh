@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# unaligned.py on a file whose size is no multiple of a sector, or on a loop device.
+# unaligned.py on a file or RBD image whose size is no multiple of a sector, or on a loop device.
 #
-# unaligned.sh file|loop [--full] PARAMETERS...
+# unaligned.sh file|loop|rbd [--full] PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift
@@ -14,4 +14,9 @@ make_target "$kind" $size
 start server "$target" "$@"
 "$python" "$here/unaligned.py" "$uri" $size "${full[@]}"
 stop
-[ "$(stat -Lc %s "$dir/target.img")" = $size ] || fail "the size of the image has changed"
+if [ "$kind" = rbd ]; then
+    found=$(rbd info --format json rbd/target | jq .size)
+else
+    found=$(stat -Lc %s "$dir/target.img")
+fi
+[ "$found" = $size ] || fail "the size of the image has changed"
