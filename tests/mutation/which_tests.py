@@ -7,7 +7,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 UNIT = {  # seconds that each may take, a few times what it takes on a busy machine
     "pool-lanes": 8, "pool-stranded": 8, "pool-cancel": 10, "pool-growth": 20, "loop": 30,
     "pool-free": 30, "backend-async": 40, "pool-time": 60, "bounce": 10, "space": 10, "disk": 20,
-    "stale": 20, "each-call": 30, "backend": 120,
+    "units": 10, "stale": 20, "each-call": 30, "backend": 120,
 }
 POOL = ["pool-lanes", "pool-stranded", "pool-cancel", "pool-growth", "loop", "pool-free"]
 CONFORMANCE_SECONDS = 45
@@ -63,9 +63,10 @@ def tests_of(path):
                    "system zero-pages", "system discard ext4 cache=none",
                    "conformance threads default auto tmpfs", "system zero tmpfs cache=default",
                    "system zero loop cache=default"],
+        "folio.c": ["system large-folios"],
         "prefetch.c": ["system capabilities", "system last-client cache=default"],
         "fd.c": ["system fd", "system dirfd", "system surroundings"],
-        "geometry.c": ["system geometry", "system odd-device", "system capabilities"],
+        "geometry.c": ["units", "system geometry", "system odd-device", "system capabilities"],
         "extents.c": ["system copy file cache=none dispatch=auto", "system resize file"],
         "transfer.c": ["system power-loss ext4",
                        "system unaligned file cache=none dispatch=auto", "system resize file",

@@ -210,10 +210,12 @@ static void fua_is_a_durable_write(void **state)
         atomic_store(&syncs, 0);
         CHECK(image_write(image, data, sizeof data, 0, true) == 0);
         if (!atomic_load(&image->flush.no_dsync))
-            CHECK(atomic_load(&durable_writes) == 1 && atomic_load(&syncs) == 0);
+            CHECK(atomic_load(&durable_writes) == 1 && atomic_load(&syncs) == 0 &&
+                  image_write(image, data, sizeof data, 0, true) == 0 &&
+                  atomic_load(&durable_writes) == 2 && atomic_load(&syncs) == 0);
         /* A write of several calls ends with one sync. */
         CHECK(image_write(image, data, 1000, 100, true) == 0);
-        CHECK(atomic_load(&durable_writes) + atomic_load(&syncs) >= 2);
+        CHECK(atomic_load(&durable_writes) + atomic_load(&syncs) >= 3);
         /* A filesystem without RWF_DSYNC. */
         atomic_store(&image->flush.no_dsync, true);
         atomic_store(&durable_writes, 0);
@@ -433,6 +435,7 @@ static void units_that_make_no_sense_are_not_used(void **state)
             CHECK(offset_align == 65536
                       ? image->geometry.align == 65536
                       : image->geometry.align >= 512 && image->geometry.align <= 4096);
+        CHECK(image->geometry.preferred_block >= image->geometry.align);
         CHECK(image_read(image, data, sizeof data, 1000) == 0);
         CHECK(image_write(image, data, sizeof data, 1000, false) == 0);
         image_put(image);
