@@ -302,6 +302,48 @@ static void timer_fires_once_and_not_early(void **state)
     CHECK(t.fired_at - t.armed_at >= 5000000);
 }
 
+/* Of three timers the one with this number is near, the others are seconds away. */
+struct several {
+    struct loop_timer *timers[3];
+    unsigned near;
+    sem_t done;
+};
+
+static void fire_near(void *opaque)
+{
+    sem_post(&((struct several *)opaque)->done);
+}
+
+static void arm_several(void *opaque)
+{
+    struct several *s = opaque;
+    for (unsigned i = 0; i < 3; i++) {
+        s->timers[i] = loop_timer_new(loop, fire_near, s);
+        loop_timer_arm(s->timers[i], i == s->near ? 5000000u : 5000000000u + i);
+    }
+}
+
+static void disarm_several(void *opaque)
+{
+    struct several *s = opaque;
+    for (unsigned i = 0; i < 3; i++)
+        loop_timer_delete(s->timers[(i + s->near) % 3]);
+}
+
+/* The loop sleeps until the nearest of its timers, in whatever order they were armed. */
+static void the_nearest_timer_wakes_the_loop(void **state)
+{
+    struct several s = {.near = 0};
+    sem_init(&s.done, 0, 0);
+    uint64_t start = monotonic_ns();
+    for (; s.near < 3; s.near++) {
+        loop_call(loop, arm_several, &s);
+        wait_sem(&s.done);
+        loop_call(loop, disarm_several, &s);
+    }
+    CHECK(monotonic_ns() - start < 5000000000u);
+}
+
 static void arm_too_far(void *opaque)
 {
     struct timed *t = opaque;
@@ -445,6 +487,7 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(timer_too_far_for_the_clock_does_not_fire, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(the_nearest_timer_wakes_the_loop, set_up, tear_down),
         cmocka_unit_test_setup_teardown(watch_is_not_hidden_by_the_eventfd, set_up, tear_down),
         cmocka_unit_test(loop_thread_knows_itself_before_its_creator_does),
         cmocka_unit_test_setup_teardown(invariant_9_nested_poll_runs_other_callbacks, set_up,
