@@ -149,9 +149,11 @@ static int punch_and_allocate(struct image *image, uint64_t length, uint64_t off
     if (r == 0)
         r = punch(image, length, offset);
     SCHEDULE_POINT();
-    if (r == 0)
-        r = allocate(image, length, offset);
-    return r;
+    if (r < 0)
+        return r;
+    r = allocate(image, length, offset);
+    /* The hole is made: "not supported" would say that no byte has changed. */
+    return fast && steps_down(r) ? -EIO : r;
 }
 
 static int zero_file_step(struct image *image, uint64_t length, uint64_t offset, unsigned flags)

@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <libaio.h>
 #include <liburing.h>
+#include <linux/falloc.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -77,7 +78,6 @@ WRAP(int, fstatfs64, -1, (int fd, void *st), (fd, st))
 WRAP(int, uname, -1, (struct utsname * name), (name))
 WRAP(int, getrlimit64, -1, (int what, void *limit), (what, limit))
 WRAP(int, posix_fadvise64, error, (int fd, off_t at, off_t n, int advice), (fd, at, n, advice))
-WRAP(int, fallocate64, -1, (int fd, int mode, off_t at, off_t n), (fd, mode, at, n))
 WRAP(off_t, lseek64, -1, (int fd, off_t at, int whence), (fd, at, whence))
 WRAP(void *, mmap64, MAP_FAILED, (void *p, size_t n, int prot, int flags, int fd, off_t at),
      (p, n, prot, flags, fd, at))
@@ -119,6 +119,19 @@ int __wrap_epoll_ctl(int epoll, int op, int fd, struct epoll_event *event);
 int __wrap_epoll_ctl(int epoll, int op, int fd, struct epoll_event *event)
 {
     return op == EPOLL_CTL_ADD && fails() ? -1 : __real_epoll_ctl(epoll, op, fd, event);
+}
+
+static int allocations = -1; /* so many allocations work, and ZERO_RANGE does not; -1: all works */
+int __real_fallocate64(int fd, int mode, off_t at, off_t n);
+int __wrap_fallocate64(int fd, int mode, off_t at, off_t n);
+int __wrap_fallocate64(int fd, int mode, off_t at, off_t n)
+{
+    if (allocations >= 0 && !(mode & FALLOC_FL_PUNCH_HOLE) &&
+        (mode & FALLOC_FL_ZERO_RANGE || allocations-- == 0)) {
+        errno = mode & FALLOC_FL_ZERO_RANGE ? EOPNOTSUPP : EINVAL;
+        return -1;
+    }
+    return fails() ? -1 : __real_fallocate64(fd, mode, at, n);
 }
 
 int __real_fdatasync(int fd);
@@ -328,11 +341,35 @@ static void an_unsupported_sync_is_a_failed_sync(void **state)
     }
 }
 
+/* The allocation after the punch fails: the bytes are zeros, so the answer is not the one of a fast
+ * zero that did nothing.
+ */
+static void a_fast_zero_that_punched_says_so(void **state)
+{
+    const struct room_config room = {.backend = "threads", .max_threads = 4, .helping = true};
+    const struct image_options options = {.room = &room, .locking = LOCKING_OFF};
+    char why[LOG_LINE_SIZE];
+    struct image *image;
+    if (device)
+        return;
+    make_disk();
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    CHECK(fd >= 0 && image_get(fd, path, &options, &image, why) == 0);
+    allocations = 1; /* the one before the punch */
+    CHECK(image_zero(image, 8192, 8192, ZERO_FAST) == -EIO);
+    CHECK(image_zero(image, 8192, 8192, 0) == 0);
+    allocations = -1;
+    image_put(image);
+    close(fd);
+    unlink(path);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_call_fails),
         cmocka_unit_test(an_unsupported_sync_is_a_failed_sync),
+        cmocka_unit_test(a_fast_zero_that_punched_says_so),
     };
     all_calls = argc > 1;
     only = argc > 2 ? argv[2] : NULL;
