@@ -74,6 +74,12 @@ def make_image():
         f.write(content[f.tell():])
 
 
+def is_listening():
+    """The socket exists some time before nbdkit listens on it.  The flag is SO_ACCEPTCON."""
+    return any(line.split()[3] == "00010000" and line.endswith(f" {socket}")
+               for line in read_text("/proc/net/unix").splitlines()[1:])
+
+
 class Server:
     """An nbdkit below `prefix`, a command that runs another one."""
 
@@ -90,7 +96,7 @@ class Server:
         self.pid = self.process.pid
         # Not the pid file: an error of the write of that file is nbdkit's own.
         try:
-            wait_until(lambda: self.ended() or os.path.exists(socket), "start")
+            wait_until(lambda: self.ended() or is_listening(), "start")
         except AssertionError:
             self.kill()
             raise Hang("start") from None
