@@ -92,3 +92,19 @@ grep -E '^(skipped|FAILED): |^[0-9]+ passed' "$dir/check.log" | sed 's/^/   /' |
 [ $status = 0 ] || fail_with "$dir/check.log" "./check --quick ended with status $status"
 grep -qE '^[1-9][0-9]* passed, 0 failed, [0-9]+ skipped$' "$dir/check.log" ||
     fail_with "$dir/check.log" "no line with the counts"
+[ "$release" = trixie ] || exit 0
+
+say "nbdkit's own abort does not happen on $release"
+cat >"$root/newer" <<'S'
+set -eu
+export AIODISK_BUILD=$PWD/build-check
+export AIODISK_PLUGIN=$AIODISK_BUILD/plugin/nbdkit-aiodisk-plugin.so
+export AIODISK_CONFORMANCE=$AIODISK_BUILD/tests/conformance/conformance
+nbdkit --version
+tests/fault/abort.sh 2
+tests/conformance/hostile.sh 10 - cache=default
+tests/conformance/conformance.sh threads none auto ext4
+S
+in_root "bash /newer" >"$dir/newer.log" 2>&1 || fail_with "$dir/newer.log" "failed on $release"
+grep -q "own in 0 of 2 rounds" "$dir/newer.log" && grep -q "own abort: 0 times" "$dir/newer.log" ||
+    fail_with "$dir/newer.log" "nbdkit aborted"
