@@ -16,13 +16,15 @@ import subprocess
 import sys
 from statistics import median
 
-GROWTH = 768    # KiB of memory, as in clients.py
+# KiB of memory.  The memory moves in steps of 1 MiB, the size of the killed clients' reads: of
+# their buffers malloc keeps some more or some fewer.
+GROWTH = 1536
 # Factors.  The durations and the processor time depend on what else the machine does.
 P99, CPU = 3, 2
 WORKERS = 8     # so many are seen at least at the end of a burst or during one
 
 PLOT = """
-set terminal pngcairo size 900,1000 font 'sans,10' background 'white'
+set terminal pngcairo size 680,720 font 'sans,9' background 'white'
 set output '{picture}'
 set datafile separator ','
 set multiplot layout 4,1
@@ -38,8 +40,10 @@ plot '{samples}' using (t($1)):4 with lines lc rgb '#1f77b4' title 'threads', \
         lc rgb '#0b3d66' title 'threads at rest', \
     '' using (t($1)):5 with lines lc rgb '#ff7f0e' title 'descriptors'
 set title 'memory (MiB)'
+set key bottom right
 plot '{samples}' using (t($1)):($6 / 1024) with lines lc rgb '#2ca02c' title 'anonymous', \
     '' using (t($1)):($7 / 1024) with lines lc rgb '#9467bd' title 'proportional share of all'
+set key top right
 set title '99th percentile of 5 s (ms)'
 set logscale y
 set yrange [0.1:1000]
