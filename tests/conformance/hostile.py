@@ -27,6 +27,7 @@ HALF = SIZE // 2
 CLIENTS = 6
 IHAVEOPT = 0x49484156454F5054
 REQUEST_MAGIC = 0x25609513
+OFFSET_FIELD, HEADER = 16, 28  # bytes of a request before its offset, and in its header
 rnd = random.Random(int(seed))
 
 
@@ -110,8 +111,11 @@ def requests(server):
         for _ in range(rnd.randrange(1, 30)):
             message = random_request()
             if rnd.random() < 0.1:
-                s.sendall(message[:rnd.randrange(len(message))])
-                if rnd.random() < 0.5:
+                cut = rnd.randrange(len(message))
+                s.sendall(message[:cut])
+                # Random bytes in place of the last part of a header could make a valid trim of the
+                # good client's data.
+                if not OFFSET_FIELD < cut < HEADER and rnd.random() < 0.5:
                     s.sendall(rnd.randbytes(100))
                 break
             s.sendall(message)
