@@ -51,7 +51,7 @@ timeout 100 qemu-system-x86_64 -accel tcg -m 256 -nographic -no-reboot -nodefaul
     >"$dir/console" 2>&1 ||
     fail_with "$dir/console" "QEMU failed, or the guest took more than 100 s"
 sum=$(sha256sum <"$disk")
-grep -q "^DISK ${sum%% *}" "$dir/console" || fail_with "$dir/console" "the guest read another disk"
+grep -q "DISK ${sum%% *}" "$dir/console" || fail_with "$dir/console" "the guest read another disk"
 grep -q "^WRITTEN" "$dir/console" || fail_with "$dir/console" "the guest could not write"
 nbdcopy "$uri" "$dir/after.img"
 cmp -n $((131071 * 512)) "$disk" "$dir/after.img" || fail "the disk has changed"
