@@ -85,10 +85,11 @@ int flush_set_open(struct image *image)
 }
 
 /* The kernel obeys RWF_DSYNC by a sync after the write, in the filesystem's own code.  FUSE leaves
- * the sync out where the write is asynchronous (O_DIRECT by a ring), or where the file has
- * FOPEN_DIRECT_IO, which cannot be asked for; tests/fault/log-replay.sh found the first (Linux
- * 6.18).  iomap syncs when an asynchronous write ends, and so ext4 and xfs do; tmpfs has nothing to
- * sync.  Other filesystems are trusted with synchronous writes only.
+ * the sync out where the write is asynchronous (O_DIRECT by a ring): tests/fault/log-replay.sh
+ * found that on Linux 6.18.  Whether FUSE obeys elsewhere also depends on flags of the FUSE server
+ * that nobody can ask for, so FUA on FUSE never relies on RWF_DSYNC.  iomap syncs when an
+ * asynchronous write ends (iomap_dio_complete), and so ext4 and xfs do; tmpfs has nothing to sync.
+ * Other filesystems are trusted with synchronous writes only.
  */
 static bool obeys_dsync(const struct image *image)
 {
