@@ -177,7 +177,9 @@ socket=$dir/serve.sock log=$dir/serve.out
 [ "$(nbdinfo --size "nbd+unix:///?socket=$socket")" = $((4 << 20)) ] || fail "other size"
 script read_frozen "$osd" "$dir/reading" 2>/dev/null &
 wait_for 20 test -e "$dir/reading"
-threads=(/proc/"$(pgrep -P "$serve" -x nbdkit)"/task/*)
+server_pid=$(pgrep -P "$serve" -x nbdkit)
+pids+=("$server_pid")
+threads=(/proc/"$server_pid"/task/*)
 [ ${#threads[@]} -gt 64 ] || fail "${#threads[@]} threads, so less than 64 requests at once"
 begin=$EPOCHREALTIME
 kill "$serve"
