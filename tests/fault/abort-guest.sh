@@ -6,17 +6,12 @@
 # Without reconnect-delay the guest sees errors: the control.
 #
 # abort-guest.sh ABORTS PARAMETERS...    PARAMETERS: --cache=none and the like
-#
-# AIODISK_GUEST_KERNEL names a folder with an unpacked linux-image package, which ./check fetches.
 . "$(dirname "$0")/../lib/functions.sh"
-. "$source_root/.ci/guest"
+. "$source_root/tests/lib/guest.sh"
 : "${AIODISK_BUILD:?is not set: run the test through meson test, or set it to the build directory}"
 aborts=$1
 shift
-for program in qemu-system-x86_64 busybox cpio depmod debugfs; do
-    command -v $program >/dev/null || skip "$program is not installed"
-done
-find_guest_kernel "${AIODISK_GUEST_KERNEL:-}" || skip "no kernel for a guest: ./check fetches one"
+need_guest debugfs
 ulimit -c 0
 mkdir "$dir/run"
 export XDG_RUNTIME_DIR=$dir/run
@@ -71,9 +66,8 @@ session() {
         >"$dir/serve.log" 2>&1 &
     serve=$!
     wait_for 100 grep -qs "Ctrl-C stops" "$dir/serve.log"
-    timeout 1500 qemu-system-x86_64 -accel tcg -m 256 -nographic -no-reboot -nodefaults \
-        -serial stdio -kernel "$kernel" -initrd "$dir/initrd.gz" \
-        -append "console=ttyS0 quiet panic=-1 no_timer_check" \
+    timeout 1500 "${machine[@]}" -kernel "$kernel" -initrd "$dir/initrd.gz" \
+        -append "$kernel_parameters" \
         -blockdev "driver=nbd,node-name=n,server.type=unix,server.path=$dir/serve.sock,$delay" \
         -device virtio-blk-pci,drive=n <&$keyboard >"$dir/console" 2>&1 &
     guest=$!

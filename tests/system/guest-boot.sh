@@ -5,14 +5,9 @@
 # syncs.  The disk was copied in through the server, and its content is compared outside.
 #
 # guest-boot.sh file|rbd PARAMETERS...
-#
-# AIODISK_GUEST_KERNEL names a folder with an unpacked linux-image package, which ./check fetches.
 . "$(dirname "$0")/../lib/functions.sh"
-. "$source_root/.ci/guest"
-for program in qemu-system-x86_64 busybox cpio depmod syslinux mformat; do
-    command -v $program >/dev/null || skip "$program is not installed"
-done
-find_guest_kernel "${AIODISK_GUEST_KERNEL:-}" || skip "no kernel for a guest: ./check fetches one"
+. "$source_root/tests/lib/guest.sh"
+need_guest syslinux mformat
 
 root=$dir/root
 make_guest_root "$root"
@@ -30,11 +25,11 @@ disk=$dir/boot.img
 truncate -s 64M "$disk"
 mformat -i "$disk" -T 131072 -h 16 -s 63 ::
 syslinux --install "$disk"
-cat >"$dir/syslinux.cfg" <<'C'
+cat >"$dir/syslinux.cfg" <<C
 DEFAULT linux
 LABEL linux
 KERNEL vmlinuz
-APPEND initrd=initrd.gz console=ttyS0 quiet panic=-1 no_timer_check
+APPEND initrd=initrd.gz $kernel_parameters
 C
 mcopy -i "$disk" "$kernel" ::vmlinuz
 mcopy -i "$disk" "$dir/initrd.gz" "$dir/syslinux.cfg" ::
@@ -46,7 +41,7 @@ start server "$target" "$@"
 nbdcopy --flush "$disk" "$uri"
 
 say "the firmware boots from it"
-timeout 100 qemu-system-x86_64 -accel tcg -m 256 -nographic -no-reboot -nodefaults -serial stdio \
+timeout 100 "${machine[@]}" \
     -drive "driver=nbd,server.type=unix,server.path=$socket,if=virtio" </dev/null \
     >"$dir/console" 2>&1 ||
     fail_with "$dir/console" "QEMU failed, or the guest took more than 100 s"

@@ -5,14 +5,9 @@
 # of the guest, the filesystem is clean, the data are there, and the trimmed blocks are deallocated.
 #
 # guest.sh file|rbd PARAMETERS...
-#
-# AIODISK_GUEST_KERNEL names a folder with an unpacked linux-image package, which ./check fetches.
 . "$(dirname "$0")/../lib/functions.sh"
-. "$source_root/.ci/guest"
-for program in qemu-system-x86_64 busybox cpio depmod; do
-    command -v $program >/dev/null || skip "$program is not installed"
-done
-find_guest_kernel "${AIODISK_GUEST_KERNEL:-}" || skip "no kernel for a guest: ./check fetches one"
+. "$source_root/tests/lib/guest.sh"
+need_guest
 
 # --- The guest's initrd: see .ci/guest ---
 
@@ -42,9 +37,8 @@ pack_guest_root "$root" "$dir/initrd.gz"
 
 # boot PHASE: runs the guest to its end.
 boot() {
-    timeout 100 qemu-system-x86_64 -accel tcg -m 256 -nographic -no-reboot -nodefaults \
-        -serial stdio -kernel "$kernel" -initrd "$dir/initrd.gz" \
-        -append "console=ttyS0 quiet panic=-1 no_timer_check phase=$1" \
+    timeout 100 "${machine[@]}" -kernel "$kernel" -initrd "$dir/initrd.gz" \
+        -append "$kernel_parameters phase=$1" \
         -drive "driver=nbd,server.type=unix,server.path=$socket,if=virtio,discard=unmap" \
         </dev/null >"$dir/console.$1" 2>&1 ||
         fail_with "$dir/console.$1" "QEMU failed, or the guest took more than 100 s"
