@@ -3,7 +3,7 @@
  * endurance.sh, which must notice each kind of leak.
  *
  *   LEAK=descriptor   a descriptor of /dev/null
- *   LEAK=memory       LEAK_BYTES bytes, all written
+ *   LEAK=memory       4 KiB, all written
  *   LEAK=thread       a thread that sleeps
  *
  * Runs on the thread that accepts.
@@ -17,6 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define LEAK_SIZE 4096 /* bytes */
+
 static void *sleeper(void *unused)
 {
     (void)unused;
@@ -27,7 +29,7 @@ static void *sleeper(void *unused)
 
 static void leak(void)
 {
-    const char *what = getenv("LEAK"), *bytes = getenv("LEAK_BYTES");
+    const char *what = getenv("LEAK");
     pthread_t thread;
 
     if (!what)
@@ -35,11 +37,10 @@ static void leak(void)
     if (strcmp(what, "descriptor") == 0) {
         assert(open("/dev/null", O_RDONLY | O_CLOEXEC) >= 0);
     } else if (strcmp(what, "memory") == 0) {
-        size_t size = strtoul(bytes ? bytes : "4096", NULL, 10);
-        char *volatile lost = malloc(size);
+        char *volatile lost = malloc(LEAK_SIZE);
 
         assert(lost);
-        memset(lost, 0x5a, size);
+        memset(lost, 0x5a, LEAK_SIZE);
     } else if (strcmp(what, "thread") == 0) {
         assert(pthread_create(&thread, NULL, sleeper, NULL) == 0);
     }

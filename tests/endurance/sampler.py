@@ -7,7 +7,11 @@ The durations come from the metrics file of the server; the rest comes from /pro
 import csv
 import os
 import re
+import sys
 import time
+
+sys.path.append(os.path.dirname(__file__) + "/../../plugin/top")
+import aiodisk_metrics
 
 FIELDS = ["seconds", "phase", "connects", "threads", "descriptors", "anon_kib", "pss_kib",
           "requests", "p99_read_ms", "p99_write_ms", "cpu_percent", "machine_percent"]
@@ -20,17 +24,6 @@ def field(path, name):
     """The number that follows `name` in a file of lines like "Pss:  100 kB"."""
     with open(path, encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
-
-
-def percentile(buckets, share):
-    """Of a histogram {upper bound: number}, interpolated inside the bucket; None if empty."""
-    wanted, below, lower = sum(buckets.values()) * share, 0, 0.0
-    for bound in sorted(buckets):
-        if below + buckets[bound] >= wanted > below:
-            upper = min(bound, 2 * lower or bound)
-            return lower + (upper - lower) * (wanted - below) / buckets[bound]
-        below, lower = below + buckets[bound], bound
-    return None
 
 
 class Sampler:
@@ -78,15 +71,10 @@ class Sampler:
                 "buckets": buckets}
 
     def _window(self, now):
-        """The histograms of the requests since the sample before: no longer cumulative."""
-        result = {}
-        for op, buckets in now["buckets"].items():
-            result[op], below = {}, 0
-            for bound in sorted(buckets):
-                count = buckets[bound] - self.before["buckets"][op].get(bound, 0)
-                result[op][bound] = count - below
-                below = count
-        return result
+        """The histograms of the requests since the sample before."""
+        before = self.before["buckets"]
+        return {op: {bound: count - before[op].get(bound, 0) for bound, count in buckets.items()}
+                for op, buckets in now["buckets"].items()}
 
     def sample(self, phase, connects):
         now = self._cumulative()
@@ -95,10 +83,10 @@ class Sampler:
         anon, pss = self.memory()
         seconds = now["time"] - self.before["time"]
         machine = now["all"] - self.before["all"]
-        p99 = {op: percentile(window[op], 0.99) for op in window}
+        p99 = {op: aiodisk_metrics.quantile(window[op], 0.99) for op in window}
         row = {"seconds": f"{now['time'] - self.start:.1f}", "phase": phase, "connects": connects,
                "threads": threads, "descriptors": descriptors, "anon_kib": anon, "pss_kib": pss,
-               "requests": sum(sum(w.values()) for w in window.values()),
+               "requests": sum(max(w.values(), default=0) for w in window.values()),
                "cpu_percent": f"{(now['cpu'] - self.before['cpu']) / seconds * 100:.1f}",
                "machine_percent": f"{(now['busy'] - self.before['busy']) / machine * 100:.0f}"
                                   if machine else ""}
