@@ -26,6 +26,7 @@
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/space.h"
 #include "tests/fuzz/check.h"
+#include "tests/lib/silent-log.h"
 
 #define SMALL_SIZE (1u << 17)                 /* bytes of most images */
 #define LARGE_SIZE ((uint64_t)2 * BOUNCE_MAX) /* added to the others: more than one buffer */
@@ -46,14 +47,6 @@ static struct image_options options;
 static struct room_config room;
 
 /* --- What the disk layer needs --- */
-
-void log_warning(const char *format, ...)
-{
-}
-
-void log_debug(const char *format, ...)
-{
-}
 
 int __real_bounce_get(struct bounce_share *share, struct bounce *bounce, size_t bytes);
 int __wrap_bounce_get(struct bounce_share *share, struct bounce *bounce, size_t bytes);

@@ -17,6 +17,7 @@
 #include "backends/ring.h"
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/image.h"
+#include "tests/lib/silent-log.h"
 
 #define POISON 0xfdu /* in a bounce buffer nobody has filled */
 #define CLIENT 0xfcu /* in a client's buffer nobody has filled */
@@ -139,14 +140,6 @@ int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct stat
     }
 #endif
     return r;
-}
-
-void log_warning(const char *format, ...)
-{
-}
-
-void log_debug(const char *format, ...)
-{
 }
 
 /* --- The disk, and what it must contain --- */

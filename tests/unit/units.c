@@ -12,6 +12,7 @@
 
 #include "plugin/disk/image-table.h"
 #include "plugin/disk/image.h"
+#include "tests/lib/silent-log.h"
 
 #define KiB 1024u
 #define SIZE (512 * KiB)
@@ -85,14 +86,6 @@ FILE *__wrap_fopen64(const char *name, const char *mode)
     if (!strstr(name, "logical_block_size"))
         return __real_fopen64(name, mode);
     return fake.below ? fmemopen((void *)fake.below, strlen(fake.below), "r") : NULL;
-}
-
-void log_warning(const char *format, ...)
-{
-}
-
-void log_debug(const char *format, ...)
-{
 }
 
 /* Returns the unit that an image on this filesystem gets, or 0 if it uses the page cache. */
