@@ -93,7 +93,7 @@ run_part() {
     chmod +x "$own"/bin/*
     if [[ $1 = readme* ]]; then
         # A fresh clone, in which nothing is installed.
-        for part in .ci serve fio-jobs meson* plugin backends pool tests; do
+        for part in .ci serve fio-jobs meson.build meson_options.txt plugin backends pool tests; do
             cp -r "$source_root/$part" "$own/work"
         done
     else
