@@ -12,6 +12,7 @@ import time
 
 sys.path.append(os.path.dirname(__file__) + "/../../plugin/top")
 import aiodisk_metrics
+from servers import held
 
 FIELDS = ["seconds", "phase", "connects", "threads", "descriptors", "anon_kib", "pss_kib",
           "requests", "p99_read_ms", "p99_write_ms", "cpu_percent", "machine_percent"]
@@ -38,18 +39,7 @@ class Sampler:
         self.before = self._cumulative()
 
     def held(self):
-        """The number of threads and of descriptors.
-
-        The kernel's own threads for io_uring come and go as the kernel likes, and do not count.
-        """
-        threads = 0
-        for tid in os.listdir(f"/proc/{self.pid}/task"):
-            try:
-                with open(f"/proc/{self.pid}/task/{tid}/comm", encoding="ascii") as comm:
-                    threads += not comm.read().startswith("iou-")
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-        return threads, len(os.listdir(f"/proc/{self.pid}/fd"))
+        return held(self.pid)
 
     def memory(self):
         """KiB that no file backs, and the proportional share of all memory."""

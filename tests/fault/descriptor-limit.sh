@@ -12,16 +12,12 @@ for i in {0..199}; do truncate -s 1M "$dir/exports/$i"; done
 
 cat >"$dir/limit.py" <<'P'
 import nbd, os, resource, sys
-from servers import Server, wait_until
+from servers import Server, held, wait_until
 
 LIMIT, EXPORTS, MOST = 256, 200, 400  # descriptors; exports; connections that are tried
 directory, plugin, *parameters = sys.argv[1:]
 server = Server(directory, "-t", "1", plugin, "dir=" + directory + "/exports", *parameters)
 pid = server.process.pid
-
-
-def held():
-    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
 
 
 def use(h, number):
@@ -34,7 +30,7 @@ def use(h, number):
 def leave(handles):
     for h in handles:
         h.shutdown()
-    wait_until(lambda: held() == before, f"{before} descriptors and threads, not {held()}")
+    wait_until(lambda: held(pid) == before, f"{before} threads and descriptors, not {held(pid)}")
 
 
 def connect(name):
@@ -54,8 +50,8 @@ def connect(name):
 first = server.connect("0")
 use(first, 0)
 first.shutdown()
-wait_until(lambda: held()[1] == 2, "the first client to be gone")
-before = held()
+wait_until(lambda: held(pid)[0] == 2, "the first client to be gone")
+before = held(pid)
 # The server has raised its soft limit to the hard one.
 resource.prlimit(pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
 for round in range(3):
@@ -86,8 +82,8 @@ while len(handles) < MOST:
     if not h:
         break
     handles.append(h)
-print(f"   {len(handles)} connections to one export; {held()[0]} descriptors of {LIMIT}")
-assert len(handles) < MOST and held()[0] >= LIMIT - 8
+print(f"   {len(handles)} connections to one export; {held(pid)[1]} descriptors of {LIMIT}")
+assert len(handles) < MOST and held(pid)[1] >= LIMIT - 8
 for i, h in enumerate(handles):
     use(h, i % 100)
 leave(handles)

@@ -13,7 +13,7 @@ mkdir "$dir/exports" "$dir/outside"
 start server dir="$dir/exports" "$@"
 "$python" - "$dir" "$socket" "$(cat "$pid_file")" "$seconds" <<'P' || fail_with "$log" "see above"
 import nbd, os, random, socket, sys, threading, time
-from servers import wait_until
+from servers import held, wait_until
 
 base, server, pid, seconds = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
 exports, outside = base + "/exports", base + "/outside"
@@ -89,10 +89,6 @@ def client(seed):
         h.shutdown()
 
 
-def descriptors():
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 make_first = open(f"{exports}/first", "wb")
 make_first.write(b"I" * SIZE)
 make_first.close()
@@ -100,8 +96,8 @@ h = nbd.NBD()
 h.set_export_name("first")
 h.connect_unix(server)
 h.shutdown()
-wait_until(lambda: len(os.listdir(f"/proc/{pid}/task")) == 2, "the first client to be gone")
-before = descriptors()
+wait_until(lambda: held(pid)[0] == 2, "the first client to be gone")
+before = held(pid)
 threads = [threading.Thread(target=attack, args=(i,)) for i in range(2)] + \
           [threading.Thread(target=client, args=(100 + i,)) for i in range(8)]
 for t in threads:
@@ -114,7 +110,6 @@ for t in threads:
 print(f"{swaps[0]} swaps, {opened[0]} opens, {refused[0]} refusals")
 assert not failures, failures[0]
 assert opened[0] > 10 and refused[0] > 10, "the clients and the attack did not meet"
-wait_until(lambda: len(os.listdir(f"/proc/{pid}/task")) == 2, "the clients to be gone")
-wait_until(lambda: descriptors() == before, f"{before} descriptors, as before")
+wait_until(lambda: held(pid) == before, f"{before} threads and descriptors, as before")
 P
 stop

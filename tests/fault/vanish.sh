@@ -20,7 +20,7 @@ mounts+=("$dir/exports/lost" "$dir/exports/lost") # the vanished one, and the on
 
 cat >"$dir/vanish.py" <<'P'
 import errno, nbd, os, subprocess, sys
-from servers import Server, wait_until
+from servers import Server, held, wait_until
 
 directory, plugin, *parameters = sys.argv[1:]
 lost_path = directory + "/exports/lost"
@@ -32,10 +32,6 @@ def mount():
                             stdin=subprocess.DEVNULL)
     wait_until(lambda: os.path.ismount(lost_path) and os.path.getsize(lost_path) > 0, "nbdfuse")
     return fuse
-
-
-def held():
-    return [len(os.listdir(f"/proc/{server.process.pid}/{what}")) for what in ("fd", "task")]
 
 
 def fails(call, *args):
@@ -66,8 +62,9 @@ server = Server(directory, "-t", "4", plugin, "dir=" + directory + "/exports", *
 h = server.connect("good")
 use(h, b"g")
 h.shutdown()
-wait_until(lambda: held()[1] == 2, "the first client to be gone")
-before = held()
+pid = server.process.pid
+wait_until(lambda: held(pid)[0] == 2, "the first client to be gone")
+before = held(pid)
 
 good, lost = server.connect("good"), server.connect("lost")
 use(lost, b"1")
@@ -88,7 +85,7 @@ for operation in "read of 4096", "write of 5000", "zero of 65536", "flush of":
                for line in text.splitlines()), f"no line about {operation}:\n{text}"
 lost.shutdown()
 good.shutdown()
-wait_until(lambda: held() == before, f"{before} descriptors and threads, not {held()}")
+wait_until(lambda: held(pid) == before, f"{before} threads and descriptors, not {held(pid)}")
 
 subprocess.run(["umount", "-l", lost_path], check=True)
 fuse = mount()
@@ -108,7 +105,7 @@ else:
     flushed = True
 print(f"   back again; the disk {'is another one' if flushed else 'counts as failed'}")
 lost.shutdown()
-wait_until(lambda: held() == before, f"{before} descriptors and threads, not {held()}")
+wait_until(lambda: held(pid) == before, f"{before} threads and descriptors, not {held(pid)}")
 server.stop()
 with open(directory + "/backing.img", "rb") as f:
     f.seek(4 * MiB + 300)

@@ -35,6 +35,21 @@ def freeze(pid):
     wait_until(is_stopped, "the process to stop")
 
 
+def held(pid):
+    """The number of threads and of descriptors of a process.
+
+    The kernel's own threads for io_uring come and go as the kernel likes, and do not count.
+    """
+    threads = 0
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{tid}/comm", encoding="ascii") as comm:
+                threads += not comm.read().startswith("iou-")
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return threads, len(os.listdir(f"/proc/{pid}/fd"))
+
+
 def serve_in_terminal(command, *arguments):
     """Starts ./serve in a terminal of its own and waits until it serves.
 

@@ -16,8 +16,8 @@ mkdir "$dir/exports"
 for i in {0..99}; do truncate -s 1M "$dir/exports/$i"; done
 
 cat >"$dir/churn.py" <<'P'
-import nbd, os, random, sys, threading
-from servers import Server, wait_until
+import nbd, random, sys, threading
+from servers import Server, held, wait_until
 
 CLIENTS, EXPORTS = 8, 100
 # KiB.  malloc fills its arenas a little more with each round: 0.5 MiB more were seen after 6 rounds
@@ -27,20 +27,13 @@ GROWTH = 768
 directory, opens, rounds, plugin, *parameters = sys.argv[1:]
 opens, rounds = int(opens), int(rounds)
 server = Server(directory, "-t", "4", plugin, "dir=" + directory + "/exports", *parameters)
+pid = server.process.pid
 failures = []
-
-
-def path(name):
-    return f"/proc/{server.process.pid}/{name}"
-
-
-def count(name):
-    return len(os.listdir(path(name)))
 
 
 def memory():
     """Returns the KiB of memory that no file backs."""
-    with open(path("status")) as status:
+    with open(f"/proc/{pid}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 
 
@@ -79,13 +72,13 @@ def one_round(number):
     for t in threads:
         t.join()
     assert not failures, failures[0]
-    wait_until(lambda: (count("task"), count("fd")) == idle,
+    wait_until(lambda: held(pid) == idle,
                f"round {number}: the {idle} threads and descriptors of a server without clients")
 
 
 server.connect("0").shutdown()
-wait_until(lambda: count("task") == 2, "the first client to be gone")
-idle = count("task"), count("fd")
+wait_until(lambda: held(pid)[0] == 2, "the first client to be gone")
+idle = held(pid)
 one_round(0)
 warm = memory()
 print(f"{opens} opens: {idle[0]} threads, {idle[1]} descriptors, {warm} KiB")
