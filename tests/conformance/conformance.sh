@@ -4,7 +4,7 @@
 # a model, then the faults that this target can have.
 #
 # conformance.sh BACKEND CACHE DISPATCH KIND [SECONDS] [SEED]
-# KIND: ext4, xfs, tmpfs, loop512, loop4k, zram, rbd, rbd-simple, rbd-64k, rbd-space or
+# KIND: ext4, xfs, btrfs, tmpfs, loop512, loop4k, zram, rbd, rbd-simple, rbd-64k, rbd-space or
 # rbd-clone
 # If AIODISK_RANDOM is set, only random operations run, many at a time: the fixed cases and the
 # faults have few threads at work, and so nothing for TSan, which makes them very slow.
@@ -28,7 +28,7 @@ reset_zram() { echo 1 2>/dev/null >"/sys/block/zram$zram/reset"; }
 # --- The target; fresh() fills it with zeros ---
 
 case $kind in
-ext4 | xfs)
+ext4 | xfs | btrfs)
     make_fs "$kind" 400M
     size=$((33 * MiB + 777)) target=$mnt/disk.img sparse=--sparse
     ;;
@@ -136,7 +136,7 @@ shrunk_file() {
 }
 
 no_space() {
-    fault no_space "$mnt/filler"
+    fault no_space "$mnt/filler" "$kind"
     kept_size "$size"
 }
 
@@ -177,7 +177,7 @@ refused_submission() {
 
 # The faults that the target can have.
 case $kind in
-ext4 | xfs | tmpfs) faults=(thin no_space file_limit shrunk_file) ;;
+ext4 | xfs | btrfs | tmpfs) faults=(thin no_space file_limit shrunk_file) ;;
 loop512 | loop4k) faults=(bad_sectors shrunk_disk) ;;
 zram) faults=(no_memory) ;;
 rbd*) faults=() ;;

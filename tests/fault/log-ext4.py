@@ -7,10 +7,8 @@ usage: log-ext4.py load MOUNTPOINT LOG STATE SEED
 
 `load` makes, syncs, renames and removes files, and notes how long the log was before and after.
 
-`check` chooses moments of the log, one half of them right after a flush.  It makes the disk of that
-moment: all that was written before the last flush, and none, all, or a random half of the blocks
-that were written after it.  e2fsck replays the journal, and then finds nothing to repair; the files
-that were synced are there with their bytes.
+`check` makes disks of which a power failure could leave one.  e2fsck replays the journal, and then
+finds nothing to repair; the files that were synced are there with their bytes.
 """
 import os
 import pickle
@@ -20,10 +18,9 @@ import shutil
 import subprocess
 import sys
 
-from write_log import FLUSH, FUA, read_log
+from write_log import power_failures
 
 SIZE = 16 << 20     # bytes of the disk
-BLOCK = 4096        # bytes that the power failure leaves whole
 FILES = 40
 # What e2fsck prints of a healthy filesystem.  After the replay of the journal it may have to end a
 # removal, and to count what is free, for the superblock's sums are not in the journal.
@@ -67,27 +64,6 @@ def load(mountpoint, log, state, seed):
     print(f"files={FILES}")
 
 
-def moments(log, start, rng, samples):
-    """Which entries of the log, by their number."""
-    ends = [(entry.end, entry.flags & FLUSH) for entry in read_log(log)]
-    after = [i for i, (end, _) in enumerate(ends) if end >= start]
-    flushes = [i for i in after if ends[i][1]]
-    chosen = rng.sample(after, min(samples - samples // 2, len(after)))
-    return set(chosen + rng.sample(flushes, min(samples // 2, len(flushes))))
-
-
-def write(disk, offset, data):
-    disk[offset:offset + len(data)] = data
-
-
-def apply_some(disk, pending, rng):
-    share = rng.choice((0, 0.5, 1))
-    for offset, data in pending:
-        for at in range(0, len(data), BLOCK):
-            if rng.random() < share:
-                write(disk, offset + at, data[at:at + BLOCK])
-
-
 def run(*command):
     """Returns the exit status and the output."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
@@ -121,28 +97,11 @@ def check_disk(image, directory, seed, files, now):
 def check(log, state, seed, samples, directory):
     with open(state, "rb") as file:
         start, files = pickle.load(file)
-    rng = random.Random(seed)
-    chosen = moments(log, start, rng, int(samples))
-    disk, pending, count = bytearray(SIZE), [], 0
-    image = directory + "/replayed.img"
-    for i, entry in enumerate(read_log(log)):
-        if entry.flags & FLUSH:
-            for offset, data in pending:
-                write(disk, offset, data)
-            pending = []
-        if entry.length:
-            change = (entry.offset, entry.data or bytes(entry.length))
-            if entry.flags & FUA:
-                write(disk, *change)
-            else:
-                pending.append(change)
-        if i in chosen:
-            state_of_disk = bytearray(disk)
-            apply_some(state_of_disk, pending, rng)
-            with open(image, "wb") as file:
-                file.write(state_of_disk)
-            count += check_disk(image, directory + "/files", seed, files, entry.end)
-    print(f"e2fsck={len(chosen)} synced_files={count}")
+    image, disks, count = directory + "/replayed.img", 0, 0
+    for now in power_failures(log, image, SIZE, start, random.Random(seed), int(samples)):
+        count += check_disk(image, directory + "/files", seed, files, now)
+        disks += 1
+    print(f"e2fsck={disks} synced_files={count}")
 
 
 {"load": load, "check": check}[sys.argv[1]](*sys.argv[2:])

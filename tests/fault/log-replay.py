@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""The load and the check of log-replay.sh: the model.
+"""The load and the checks of log-replay.sh and fs-replay.sh: the model.
 
 usage: log-replay.py load URI LOG STATE SEED SIZE
        log-replay.py check LOG STATE
+       log-replay.py check-image LOG STATE SEED SAMPLES DIRECTORY
 
 `load` sends writes, zeros and trims, some of them with FUA, and flushes on several connections.  It
 notes how long the log was when each request was sent, and when each promise was made: an answered
@@ -14,6 +15,10 @@ disk then has its content of before the last flush, or one of those that were wr
 (Whatever subset of these writes reached the disk, each sector has one of these contents; so no
 subset needs to be tried.)  Each of them must be durable by what was promised until then, or newer.
 
+`check-image` is for a log of the disk below the filesystem that holds the image.  It mounts disks
+of which a power failure could leave one (DIRECTORY/mnt) and reads disk.img there: each sector must
+have a content that is durable by what was promised until then, or newer.
+
 Each slot owns a range of bytes and has one request in flight.  One half of the slots are blocks;
 the others have SIZE bytes, and share sectors if SIZE is no multiple of 512.
 """
@@ -21,18 +26,20 @@ import os
 import pickle
 import random
 import struct
+import subprocess
 import sys
 import time
 
 import nbd
 
 from servers import poll_all
-from write_log import FLUSH, FUA, read_log
+from write_log import FLUSH, FUA, power_failures, read_log
 
 CONNECTIONS, SECTOR = 4, 512
 ALIGNED, ALIGNED_SIZE = 32, 16 << 10
 SLOTS = 2 * ALIGNED
 SECONDS = 0.6
+DISK_SIZE = 320 << 20    # bytes of the disk of fs-replay.sh
 
 
 def make_ranges(size):
@@ -114,6 +121,7 @@ class Load:
         self.handles[number].aio_flush(done)
 
     def run(self):
+        start = self.length()
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             while self.ready and self.in_flight < 16:
@@ -124,15 +132,16 @@ class Load:
             poll_all(self.handles, 5)
         while self.in_flight:
             poll_all(self.handles, 100)
+        return start
 
 
 def load(uri, log, state, seed, size):
     work = Load(uri, log, int(seed), make_ranges(int(size)))
-    work.run()
+    start = work.run()
     for h in work.handles:
         h.shutdown()
     with open(state, "wb") as file:
-        pickle.dump((work.ranges, work.contents, work.promises), file)
+        pickle.dump((start, work.ranges, work.contents, work.promises), file)
     print(" ".join(f"{name}={count}" for name, count in work.counts.items()))
 
 
@@ -197,20 +206,23 @@ class Disk:
             return self.index[slot].get(version, -1) >= required
         return any(i >= required and self.contents[slot][i][1] <= now for i in self.zeros[slot])
 
+    def check_versions(self, sector, versions, now):
+        for (slot, _, _), version in zip(self.parts[sector], versions):
+            self.checked += 1
+            if not self.allowed(slot, version, now):
+                known = self.contents[slot]
+                raise ValueError(
+                    f"slot {slot}, sector {sector}: version {version} may be on the disk after "
+                    f"{now} bytes of the log, but {known[self.required[slot]]} is durable")
+
     def check(self, sector, now):
         for versions in [self.durable[sector], *self.pending.get(sector, ())]:
-            for (slot, _, _), version in zip(self.parts[sector], versions):
-                self.checked += 1
-                if not self.allowed(slot, version, now):
-                    known = self.contents[slot]
-                    raise ValueError(
-                        f"slot {slot}, sector {sector}: version {version} may be on the disk after "
-                        f"{now} bytes of the log, but {known[self.required[slot]]} is durable")
+            self.check_versions(sector, versions, now)
 
 
 def check(log, state):
     with open(state, "rb") as file:
-        ranges, contents, promises = pickle.load(file)
+        _, ranges, contents, promises = pickle.load(file)
     promises.sort(reverse=True)
     disk = Disk(ranges, contents)
     sectors_of = [[] for _ in range(SLOTS)]
@@ -234,7 +246,35 @@ def check(log, state):
     print(f"prefixes={prefixes} flushes={flushes} contents={disk.checked}")
 
 
+def mount_image(image, mountpoint):
+    """Mounts the filesystem in a file, which replays its journal; returns the bytes of disk.img."""
+    subprocess.run(["mount", "-o", "loop", image, mountpoint], check=True)
+    try:
+        with open(mountpoint + "/disk.img", "rb") as file:
+            return file.read()
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
+
+
+def check_image(log, state, seed, samples, directory):
+    with open(state, "rb") as file:
+        start, ranges, contents, promises = pickle.load(file)
+    promises.sort(reverse=True)
+    disk, count = Disk(ranges, contents), 0
+    image = directory + "/replayed.img"
+    for now in power_failures(log, image, DISK_SIZE, start, random.Random(seed), int(samples)):
+        while promises and promises[-1][0] <= now:
+            _, slot, index = promises.pop()
+            disk.required[slot] = max(disk.required[slot], index)
+        data = mount_image(image, directory + "/mnt")
+        for sector in disk.parts:
+            found = data[sector * SECTOR:(sector + 1) * SECTOR]
+            disk.check_versions(sector, disk.versions(sector, found), now)
+        count += 1
+    print(f"mounts={count} contents={disk.checked}")
+
+
 try:
-    {"load": load, "check": check}[sys.argv[1]](*sys.argv[2:])
+    {"load": load, "check": check, "check-image": check_image}[sys.argv[1]](*sys.argv[2:])
 except ValueError as e:
     sys.exit(f"lost: {e}")

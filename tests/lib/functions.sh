@@ -199,9 +199,11 @@ make_fs() {
     if [ "$type" = tmpfs ]; then
         mount -t tmpfs -o "size=$size" aiodisk-test "$mnt"
     else
+        modprobe "$type" 2>/dev/null || grep -qw "$type" /proc/filesystems ||
+            skip "the kernel has no $type"
         truncate -s "$size" "$mnt.fs"
         make_loop "$mnt.fs"
-        "mkfs.$type" -q "$@" "$loop"
+        "mkfs.$type" -q "$@" "$loop" >/dev/null
         mount "$loop" "$mnt"
     fi
     mounts+=("$mnt")

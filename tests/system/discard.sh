@@ -4,7 +4,7 @@
 # for a moment, and the image keeps every block.  With discard=unmap, the default, the same requests
 # give the space back, which shows that they would.
 #
-# discard.sh ext4|xfs|tmpfs|loop PARAMETERS...
+# discard.sh ext4|xfs|btrfs|tmpfs|loop PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift

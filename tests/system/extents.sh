@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # The map of a file is the map that lseek(2) tells: after random writes that were not synced,
 # preallocations, punches and zeros, and while such changes run beside it no data are called a hole.
-# extents.sh ext4|xfs [ROUNDS]
+# extents.sh ext4|xfs|btrfs [ROUNDS]
 . "$(dirname "$0")/../lib/functions.sh"
 kind=${1:?}
 rounds=${2:-150}

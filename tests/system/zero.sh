@@ -4,7 +4,7 @@
 # each kind of edge, and with 4 GiB - 1 bytes.  The test counts allocated blocks: a thin image stays
 # thin, and a zero without may_trim leaves no hole.
 #
-# zero.sh ext4|xfs|tmpfs|loop PARAMETERS...
+# zero.sh ext4|xfs|btrfs|tmpfs|loop PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1
 shift
