@@ -117,9 +117,11 @@ static int uring_push(struct ring *ring, struct request *const *batch, unsigned 
     return taken > 0 ? (int)taken : n < 0 ? n : -EAGAIN;
 }
 
-static void take_completed(struct uring *u)
+/* Returns whether there was a completion. */
+static bool take_completed(struct uring *u)
 {
     struct io_uring_cqe *cqes[REAP_BATCH];
+    bool any = false;
     unsigned n;
 
     while ((n = io_uring_peek_batch_cqe(&u->uring, cqes, REAP_BATCH)) > 0) {
@@ -128,7 +130,9 @@ static void take_completed(struct uring *u)
                 ring_completed(&u->ring, io_uring_cqe_get_data(cqes[i]), cqes[i]->res);
         }
         io_uring_cq_advance(&u->uring, n);
+        any = true;
     }
+    return any;
 }
 
 /* Since Linux 6.13 one call does the deferred work of about 20 requests only.  The kernel does not
@@ -140,9 +144,17 @@ static bool deferred_work_is_left(const struct uring *u)
     return u->deferred && IO_URING_READ_ONCE(*u->uring.sq.kflags) & IORING_SQ_TASKRUN;
 }
 
+/* The flag that tells of work can be stale: the thread that adds the first work sets the flag after
+ * that, so the loop thread may have done the work in between.  Nothing would then clear the flag
+ * before the next work is added, and the loop thread, in a loop around the flag, would never submit
+ * the request that adds it (a fuzz target hung so on 6.18).  If there is any work, a call does at
+ * least one request's.  So there is none after as many calls without a completion as requests are
+ * in flight.
+ */
 static void uring_reap(struct ring *ring)
 {
     struct uring *u = container_of(ring, struct uring, ring);
+    unsigned in_vain = 0; /* calls since the last completion */
 
     do {
         SCHEDULE_POINT();
@@ -153,8 +165,8 @@ static void uring_reap(struct ring *ring)
             return;
         }
         SCHEDULE_POINT();
-        take_completed(u);
-    } while (deferred_work_is_left(u));
+        in_vain = take_completed(u) ? 0 : in_vain + 1;
+    } while (deferred_work_is_left(u) && in_vain < ring->in_flight);
 }
 
 static const struct ring_ops uring_ring_ops = {.push = uring_push, .reap = uring_reap};

@@ -27,9 +27,10 @@ static struct {
     _Atomic int result_error;      /* -errno that replaces the result; 0: a short transfer */
     _Atomic int setup_error;       /* -errno that making a ring returns; 0: succeed */
     _Atomic bool hold_reads;       /* a blocking read does not return */
+    _Atomic bool flag_stays;       /* IORING_SQ_TASKRUN is set although no work is left */
 
     /* Counted by any thread. */
-    _Atomic unsigned submissions, results, held_reads;
+    _Atomic unsigned submissions, results, held_reads, get_events;
 
     _Atomic bool closed; /* backend_close has returned */
 } faults;
@@ -114,6 +115,18 @@ int __wrap_io_uring_submit(struct io_uring *ring)
     if (submit_disturbed() && atomic_load(&faults.submit_error))
         return atomic_load(&faults.submit_error);
     return __real_io_uring_submit(ring);
+}
+
+int __real_io_uring_get_events(struct io_uring *ring);
+int __wrap_io_uring_get_events(struct io_uring *ring);
+int __wrap_io_uring_get_events(struct io_uring *ring)
+{
+    int r = __real_io_uring_get_events(ring);
+
+    atomic_fetch_add(&faults.get_events, 1);
+    if (atomic_load(&faults.flag_stays))
+        __atomic_fetch_or(ring->sq.kflags, IORING_SQ_TASKRUN, __ATOMIC_SEQ_CST);
+    return r;
 }
 
 int __real_io_setup(int depth, io_context_t *context);

@@ -142,6 +142,24 @@ static void submission_always_refused(void **state)
     }
 }
 
+/* io_uring's flag for work that is left can be set although none is.  The loop thread does not call
+ * the kernel again and again because of it, and goes on to submit.
+ */
+static void a_flag_without_work(void **state)
+{
+    enum { READS = 100 };
+    unsigned char *data = blocks_new(1);
+    struct bench b;
+    name = *state;
+    open_backend(&b, 16, true);
+    atomic_store(&faults.flag_stays, true);
+    for (unsigned i = 0; i < READS; i++)
+        CHECK(transfer(&b, REQUEST_READ, 0, data, BLOCK, i * BLOCK) == 0);
+    CHECK(atomic_load(&faults.get_events) < 10 * READS);
+    close_backend(&b);
+    free(data);
+}
+
 /* --- Errors --- */
 
 /* The kernel's errors reach the submitter: past the end, file size limit, bad descriptor, unknown
@@ -224,6 +242,7 @@ int main(void)
         {"a full ring fails nothing", a_full_ring_fails_nothing},
         {"faults are invisible", faults_are_invisible},
         {"submission always refused", submission_always_refused},
+        {"a flag without work", a_flag_without_work},
         {"errors arrive", errors_arrive},
         {"a ring that cannot be made", a_ring_that_cannot_be_made},
     };
