@@ -147,9 +147,9 @@ static bool deferred_work_is_left(const struct uring *u)
 /* The flag that tells of work can be stale: the thread that adds the first work sets the flag after
  * that, so the loop thread may have done the work in between.  Nothing would then clear the flag
  * before the next work is added, and the loop thread, in a loop around the flag, would never submit
- * the request that adds it (a fuzz target hung so on 6.18).  If there is any work, a call does at
- * least one request's.  So there is none after as many calls without a completion as requests are
- * in flight.
+ * the request that adds it (seen on 6.18 within 20 s of single requests on tmpfs under load).
+ * If there is any work, a call does at least one request's.  So there is none after as many calls
+ * without a completion as requests are in flight.
  */
 static void uring_reap(struct ring *ring)
 {
