@@ -65,7 +65,6 @@ truncate -s 16M "$mnt/first"
 # lowest free number.
 number=$((100000 + $$ % 900000))
 loop=/dev/loop$number
-loops+=("$loop")
 before_cleanup() {
     end_processes
     losetup -d "$loop" 2>/dev/null

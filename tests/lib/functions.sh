@@ -17,7 +17,8 @@ python=/usr/bin/python3 # Debian's python3 has libnbd's module; another python3 
 export PYTHONPATH=$source_root/tests/lib PYTHONDONTWRITEBYTECODE=1
 
 dir=$(mktemp -d "${TMPDIR:-/var/tmp}/aiodisk-test.XXXXXX")
-pids=() loops=() mounts=() cgroups=()
+pids=() mounts=() cgroups=()
+declare -A loops=()
 
 # is_ours PID: the process is a child of this test or names its directory.  A test that makes many
 # threads uses up the numbers of processes, and the number of one that has ended is then another's.
@@ -32,6 +33,9 @@ end_processes() {
     for i in "${pids[@]}"; do wait "$i" 2>/dev/null; done
 }
 
+# backing_of LOOP: device and inode number of the file below.
+backing_of() { losetup -nO BACK-MAJ:MIN,BACK-INO "$1" 2>/dev/null; }
+
 # A test that changes more than the registered things defines before_cleanup() to undo the change.
 cleanup() {
     local status=$? i
@@ -40,9 +44,11 @@ cleanup() {
     if declare -F before_cleanup >/dev/null; then before_cleanup; fi
     end_processes
     for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount -l "${mounts[i]}" 2>/dev/null; done
-    for i in "${loops[@]}"; do
+    for i in "${!loops[@]}"; do
+        # A device that the test has detached may belong to another test by now.
+        [ "$(backing_of "$i")" = "${loops[$i]}" ] || continue
         blockdev --setrw "$i" 2>/dev/null # the flag would stay with the device
-        losetup -d "$i" 2>/dev/null
+        losetup -d "$i"
     done
     for i in "${cgroups[@]}"; do rmdir "$i" 2>/dev/null; done
     rm -rf "$dir"
@@ -167,7 +173,7 @@ make_loop() {
     shift
     need_root "loop devices"
     loop=$(losetup --show -f "$@" "$file")
-    loops+=("$loop")
+    loops[$loop]=$(backing_of "$loop")
     # A killed test may have left the device read-only with blockdev --setro.
     [[ " $* " = *" -r "* ]] || blockdev --setrw "$loop"
 }
