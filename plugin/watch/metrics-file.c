@@ -18,6 +18,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* How each file of metrics_print begins. */
+#define METRICS_START "# HELP aiodisk_"
+
 static struct {
     /* Set once by metrics_file_open. */
     const char *path;
@@ -33,8 +36,23 @@ static struct flock whole_file(void)
     return (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET};
 }
 
-/* Whether another server holds the lock on the file at `path`.  Returns 0, -EBUSY, or -errno. */
-static int check_owner(const char *path)
+/* Whether a server has written this file.  What a server that was killed has written may be a part
+ * of the text.  Returns 0; -EEXIST if the file holds anything else; or -errno.
+ */
+static int check_content(int fd)
+{
+    char start[sizeof METRICS_START - 1];
+
+    ssize_t n = pread(fd, start, sizeof start, 0);
+    if (n < 0)
+        return -errno;
+    return memcmp(start, METRICS_START, n) == 0 ? 0 : -EEXIST;
+}
+
+/* Whether the file at `path` may be replaced.  Returns 0; -EBUSY if another server holds the lock
+ * on it, -EINVAL if it is no regular file, -EEXIST if no server has written it; or -errno.
+ */
+static int check_replaceable(const char *path)
 {
     struct flock lock = whole_file();
     struct stat now, ours;
@@ -50,22 +68,26 @@ static int check_owner(const char *path)
     /* A filesystem without locks has no other owner that could be seen. */
     if (r == 0 && !is_ours && fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
         r = -EBUSY;
+    if (r == 0 && !is_ours)
+        r = check_content(fd);
     close(fd);
     return r;
 }
 
 static const char *explain(int error)
 {
-    return error == -EBUSY    ? "another server writes this file"
-           : error == -EINVAL ? "not a regular file"
-                              : strerror(-error);
+    return error == -EBUSY      ? "another server writes this file"
+           : error == -EINVAL   ? "not a regular file"
+           : error == -EEXIST   ? "no server wrote this file, so it is not replaced"
+           : error == -ENOTUNIQ ? "no server wrote the file of this name with .tmp at the end"
+                                : strerror(-error);
 }
 
 int metrics_file_check(const char *path, char why[LOG_LINE_SIZE])
 {
-    int r = check_owner(path);
+    int r = check_replaceable(path);
 
-    if (r != -EBUSY && r != -EINVAL)
+    if (r != -EBUSY && r != -EINVAL && r != -EEXIST)
         return 0;
     snprintf(why, LOG_LINE_SIZE, "metrics=%s: %s; give each server a file of its own", path,
              explain(r));
@@ -87,17 +109,22 @@ static int write_all(int fd, const char *text, size_t length)
     return 0;
 }
 
-/* Writes and locks a new file called `name`.  Returns its descriptor or -errno. */
+/* Writes and locks a new file called `name`.  Returns its descriptor; -ENOTUNIQ if `name` exists
+ * and no server has written it; or -errno.
+ */
 static int make(const char *name, const char *text, size_t length)
 {
     struct flock lock = whole_file();
 
     /* What a server that was killed left behind. */
+    int r = check_replaceable(name);
+    if (r < 0)
+        return r == -EEXIST ? -ENOTUNIQ : r;
     unlink(name);
     int fd = open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (fd < 0)
         return -errno;
-    int r = write_all(fd, text, length);
+    r = write_all(fd, text, length);
     if (r < 0) {
         unlink(name);
         close(fd);
@@ -111,7 +138,7 @@ static int replace(const char *text, size_t length)
 {
     char *name;
 
-    int r = check_owner(file.path);
+    int r = check_replaceable(file.path);
     if (r < 0)
         return r;
     if (asprintf(&name, "%s.tmp", file.path) < 0)

@@ -11,9 +11,9 @@
 #include "plugin/disk/log.h"
 #include "plugin/watch/metrics.h"
 
-/* Whether a server may write this file.  Returns 0; -EBUSY if another server writes it, -EINVAL if
- * it is no regular file, and a line in `why`.  A directory that is missing or not writable is no
- * error here.  Main thread.
+/* Whether a server may write this file.  Returns 0; or, and a line in `why`, -EBUSY if another
+ * server writes it, -EINVAL if it is no regular file, -EEXIST if it has other content than metrics.
+ * A directory that is missing or not writable is no error here.  Main thread.
  */
 int metrics_file_check(const char *path, char why[LOG_LINE_SIZE]);
 

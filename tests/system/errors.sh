@@ -50,6 +50,15 @@ refused 'fd=1: out of range' fd=1
 refused 'fd=3: is a FIFO' fd=3 3<>fifo
 refused 'fd=3: was opened for writing only' fd=3 3>>disk.img
 
+say "metrics= replaces no file that holds anything but metrics, such as the image"
+echo data >disk.img
+refused 'metrics=.*disk.img: no server wrote this file, so it is not replaced' disk.img \
+    metrics=disk.img
+echo mine >m.prom.tmp
+nbdkit -U - "$plugin" empty.img metrics=m.prom --run true 2>err || fail_with err "no server"
+[ "$(cat disk.img m.prom.tmp)" = $'data\nmine' ] || fail "metrics= has replaced a file"
+grep -q 'metrics=.*m.prom: not written: .* with .tmp' err || fail_with err "nothing about .tmp"
+
 say "a file that the user of nbdkit cannot read is refused"
 need_root "a server that runs as another user"
 chmod 0 disk.img
