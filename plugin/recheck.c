@@ -3,7 +3,9 @@
  *
  * nbdkit 1.32 to 1.42 have no callback between the change of the user and the fork, so a handler of
  * pthread_atfork(3) takes that place.  The fork for --run comes before the change of the user, and
- * finds nothing to do.  dlclose(3) of the plugin removes the handler.
+ * has nothing to check.  nbdkit then waits in the parent for the command and keeps the socket open,
+ * so a client that the command has started would wait for ever if the server in the child ended.
+ * dlclose(3) of the plugin removes the handler.
  *
  * Runs on nbdkit's main thread, which is the only thread of the process at that time.  Never does
  * anything once nbdkit serves.
@@ -11,6 +13,7 @@
 #include "plugin/recheck.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -19,6 +22,7 @@
 static int (*pending)(void);
 static uid_t checked_user;
 static gid_t checked_group;
+static bool has_forked; /* with the first user: for --run */
 
 static int check_if_changed(void)
 {
@@ -37,6 +41,7 @@ static void before_fork(void)
 {
     if (check_if_changed() < 0)
         _exit(EXIT_FAILURE);
+    has_forked = true;
 }
 
 int recheck_before_fork(int (*check)(void))
@@ -52,5 +57,5 @@ int recheck_finish(void)
     int r = check_if_changed();
 
     pending = NULL;
-    return r;
+    return has_forked ? 0 : r;
 }

@@ -15,7 +15,8 @@
 int recheck_before_fork(int (*check)(void));
 
 /* Called by .after_fork.  If the user or group has changed and no fork has called `check` (nbdkit
- * -f), calls `check` and returns its result; otherwise returns 0.
+ * -f), calls `check` and returns its result; otherwise returns 0.  With nbdkit --run the result is
+ * 0 also after `check` has failed: the server must go on, and refuses its clients.
  */
 int recheck_finish(void);
 
