@@ -5,12 +5,17 @@ each, and runs the tests that are to notice it.
 
     mutate.py --state DIRECTORY [--count 240] [--seed 1] [--seconds S] [--only PATTERN] [--quick]
     mutate.py --state DIRECTORY --report
+    mutate.py --state DIRECTORY --baseline N [--seconds S] [--only PATTERN]
 
 The seed decides which faults: the same sources and the same seed give the same list.  DIRECTORY
 holds private copies of the sources, one for each job, and results.jsonl with a line for each fault
 that was run.  A run goes on where the last one ended, and ends after S seconds, so that it can be
 made in pieces.  Needs root, as the conformance suite does.  With --quick a fault meets the unit
-tests, one conformance run and two system tests, and no sanitizer.
+tests, one conformance run and two system tests, and no sanitizer.  With --tests it meets only the
+named ones ("disk; system fallback"); what survives these is noted in tries.jsonl only.
+
+--baseline runs each test of the list N times on sources without a fault, as many at the same time
+as otherwise, and prints each that fails or hangs: such a test would "catch" faults by accident.
 
 A fault counts as caught if the compiler refuses it, or if a test fails or exceeds its time limit.
 A fault whose object file has the code of the original is no fault; it is left out of the figures.
@@ -37,6 +42,7 @@ from which_tests import UNIT, deep_tests_of, find_script, quick_tests_of, second
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SANITIZERS = ("thread", "address,undefined")
 FOLDERS = ("pool", "backends", "plugin/disk")
+PLUGIN = "plugin/nbdkit-aiodisk-plugin.so"
 
 # Lines without a promise: probes, figures, and where a slow request says that it is.  The tests of
 # metrics=, of slow-request= and of the probes watch them, and those are not run here.  The end of
@@ -141,15 +147,18 @@ def faults_of_file(path):
             begins = code.rstrip().endswith((";", "{", "}", ":", ")", "else", "do"))
 
 
+def sources():
+    return sorted(os.path.join(folder, name) for folder in FOLDERS
+                  for name in os.listdir(os.path.join(ROOT, folder))
+                  if name.endswith(".c") and "schedule" not in name)
+
+
 def choose(count, seed):
     """The faults to try.  A file's share grows with its size.  A dropped lock, wait or wake-up is
     about twice as likely as another fault.  The choice depends on the text of a line and not on its
     number, so most of the list stays the same when a file is edited elsewhere."""
-    files = sorted(os.path.join(folder, name) for folder in FOLDERS
-                   for name in os.listdir(os.path.join(ROOT, folder))
-                   if name.endswith(".c") and "schedule" not in name)
     everything = []
-    for path in files:
+    for path in sources():
         faults = list(faults_of_file(path))
         seen = {}
         for fault in faults:
@@ -194,13 +203,10 @@ class Copy:
         if not os.path.exists(os.path.join(self.build, "build.ninja")):
             self.run(["meson", "setup", self.build, self.source, "-Dtests=enabled"], 120,
                      check=True)
-        self.targets = ["plugin/nbdkit-aiodisk-plugin.so"] + \
-            ["tests/unit/test-" + name for name in list(UNIT) + ["geometry"]] + \
-            ["tests/unit/libpool-module.so", "tests/conformance/conformance",
-             "tests/lib/deny-syscalls", "plugin/libnbdkit-corked.so"]
-        self.run(["ninja", "-j2", "-C", self.build] + self.targets, 600, check=True)
+        self.run(["ninja", "-j2", "-C", self.build] + self.targets_of(UNIT), 600, check=True)
+        self.hashes = {path: self.code_hash(path) for path in sources()}
         self.env = dict(os.environ, TMPDIR=self.tmp, AIODISK_BUILD=self.build,
-                        AIODISK_PLUGIN=os.path.join(self.build, self.targets[0]),
+                        AIODISK_PLUGIN=os.path.join(self.build, PLUGIN),
                         AIODISK_CONFORMANCE=os.path.join(self.build,
                                                          "tests/conformance/conformance"),
                         AIODISK_DENY=os.path.join(self.build, "tests/lib/deny-syscalls"),
@@ -243,6 +249,13 @@ class Copy:
                 raise SystemExit("%s: %s\n%s" % (command, result, f.read()[-3000:]))
         return result
 
+    @staticmethod
+    def targets_of(tests):
+        return [PLUGIN, "tests/unit/libpool-module.so", "tests/conformance/conformance",
+                "tests/lib/deny-syscalls", "plugin/libnbdkit-corked.so"] + \
+            ["tests/unit/test-" + t for t in tests if t in UNIT] + \
+            ["tests/unit/test-geometry" for t in tests if t in ("system geometry", "units")]
+
     def compiler_complains(self):
         with open(os.path.join(self.tmp, "..", "log"), encoding="utf-8", errors="replace") as f:
             return re.search(r"[.]c:\d+:\d+: error: ", f.read())
@@ -256,41 +269,47 @@ class Copy:
             return ["bash", os.path.join(self.source, find_script(words[1]))] + words[2:]
         return [os.path.join(build, "tests/unit/test-" + words[0])]
 
-    def judge_with_sanitizer(self, fault, sanitizer):
-        """Builds the sources, with the fault in them, in one more directory, and tests there."""
+    def build_with_sanitizer(self, sanitizer, tests):
+        """Builds the sources, as they are in the copy, in one more directory."""
         build = self.build + "-" + sanitizer.split(",")[0]
-        tests = deep_tests_of(fault["file"])
+        if not os.path.exists(os.path.join(build, "build.ninja")):
+            self.run(["meson", "setup", build, self.source, "-Dtests=enabled",
+                      "-Db_lundef=false", "-Db_sanitize=" + sanitizer], 120, check=True)
+        targets = [PLUGIN, "tests/unit/libpool-module.so", "tests/lib/libasan-first.so"] + \
+            ["tests/unit/test-" + t for t in tests if t in UNIT]
+        return self.run(["ninja", "-j2", "-C", build] + targets, 600) == "ok"
+
+    def run_with_sanitizer(self, sanitizer, test):
+        build = self.build + "-" + sanitizer.split(",")[0]
         runtime = {"thread": "libtsan.so", "address,undefined": "libasan.so"}[sanitizer]
         preload = subprocess.run(["gcc", "-print-file-name=" + runtime], stdout=subprocess.PIPE,
                                  check=True, encoding="utf-8").stdout.strip()
         env = self.env
-        targets = [self.targets[0], "tests/unit/libpool-module.so"] + \
-            ["tests/unit/test-" + t for t in tests if t in UNIT]
-        targets.append("tests/lib/libasan-first.so")
-        preload += " " + os.path.join(build, "tests/lib/libasan-first.so")
+        self.env = dict(env, AIODISK_PLUGIN=os.path.join(build, PLUGIN),
+                        AIODISK_PRELOAD=preload + " " +
+                        os.path.join(build, "tests/lib/libasan-first.so"),
+                        AIODISK_RANDOM="1", TSAN_OPTIONS="halt_on_error=1",
+                        AIODISK_POOL_MODULE=os.path.join(build, "tests/unit/libpool-module.so"))
         try:
-            if not os.path.exists(os.path.join(build, "build.ninja")):
-                self.run(["meson", "setup", build, self.source, "-Dtests=enabled",
-                          "-Db_lundef=false", "-Db_sanitize=" + sanitizer], 120, check=True)
-            if self.run(["ninja", "-j2", "-C", build] + targets, 600) != "ok":
-                return "the build with -fsanitize=" + sanitizer
-            self.env = dict(env, AIODISK_PLUGIN=os.path.join(build, self.targets[0]),
-                            AIODISK_PRELOAD=preload, AIODISK_RANDOM="1",
-                            TSAN_OPTIONS="halt_on_error=1",
-                            AIODISK_POOL_MODULE=os.path.join(build, targets[1]))
-            for test in tests:
-                result = self.run(self.command_of(test, build), 2 * seconds_of(test))
-                if result not in ("ok", "skipped"):
-                    return "%s with -fsanitize=%s (%s)" % (test, sanitizer, result)
-            return None
+            return self.run(self.command_of(test, build), 2 * seconds_of(test))
         finally:
             self.env = env
+
+    def judge_with_sanitizer(self, fault, sanitizer):
+        tests = deep_tests_of(fault["file"])
+        if not self.build_with_sanitizer(sanitizer, tests):
+            return "the build with -fsanitize=" + sanitizer
+        for test in tests:
+            result = self.run_with_sanitizer(sanitizer, test)
+            if result not in ("ok", "skipped"):
+                return "%s with -fsanitize=%s (%s)" % (test, sanitizer, result)
+        return None
 
     def code_hash(self, path):
         """A hash of the machine code and the data of the file's object."""
         name = {"pool": "pool/libpool.a.p/%s.o", "backends": "backends/libbackends.a.p/%s.o",
                 "plugin/disk": "plugin/disk/libdisk.a.p/%s.o"}[os.path.dirname(path)]
-        stripped = os.path.join(self.tmp, "stripped.o")
+        stripped = os.path.join(self.tmp, "..", "stripped.o")
         subprocess.run(["objcopy", "--strip-debug",
                         os.path.join(self.build, name % os.path.basename(path)), stripped],
                        check=True)
@@ -298,24 +317,25 @@ class Copy:
             return hashlib.sha1(f.read()).hexdigest()
 
     def judge(self, fault):
-        """Puts the fault in, builds, tests, and takes the fault out again."""
+        """Puts the fault in, builds, tests, and takes the fault out of the sources again.  What is
+        built next is built without it, because the file is newer than its object."""
         path = os.path.join(self.source, fault["file"])
         with open(path, encoding="utf-8") as f:
             original = f.read()
-        before = self.code_hash(fault["file"])
+        tests = self.tests(fault["file"])
         lines = original.split("\n")
         lines[fault["line"] - 1] = fault["text"]
         try:
             with open(path, "w", encoding="utf-8") as f:
                 f.write("\n".join(lines))
-            if self.run(["ninja", "-j1", "-C", self.build] + self.targets, 300) != "ok":
+            if self.run(["ninja", "-j1", "-C", self.build] + self.targets_of(tests), 300) != "ok":
                 if not self.compiler_complains():
                     raise SystemExit("the build failed for another reason than the fault")
                 return "caught", "compiler"
-            if self.code_hash(fault["file"]) == before:
+            if self.code_hash(fault["file"]) == self.hashes[fault["file"]]:
                 return "same code", ""
             skipped = []
-            for test in self.tests(fault["file"]):
+            for test in tests:
                 result = self.run(self.command_of(test, self.build), seconds_of(test))
                 if result == "skipped":
                     skipped.append(test)
@@ -329,20 +349,19 @@ class Copy:
         finally:
             with open(path, "w", encoding="utf-8") as f:
                 f.write(original)
-            if self.run(["ninja", "-j1", "-C", self.build] + self.targets, 300) != "ok":
-                raise SystemExit("the sources do not build without the fault")
 
 
 # --- The run and the report ---
 
-def read_results(state):
-    results = {}
-    with open(os.path.join(state, "results.jsonl"), "a+", encoding="utf-8") as f:
+def read_lines(state, name):
+    with open(os.path.join(state, name), "a+", encoding="utf-8") as f:
         f.seek(0)
-        for line in f:
-            result = json.loads(line)
-            results[result["id"]] = dict({"began": 0}, **result)
-    return results
+        return [json.loads(line) for line in f]
+
+
+def read_results(state):
+    return {result["id"]: dict({"began": 0}, **result)
+            for result in read_lines(state, "results.jsonl")}
 
 
 def report(chosen, results, total):
@@ -358,22 +377,77 @@ def report(chosen, results, total):
           (len(real), len(caught), 100 * len(caught) / max(1, len(real)), len(real) - len(caught)))
 
 
-def work(options, job, queue, lock, end):
-    state = options.state
-    copy = Copy(os.path.join(state, "copy%d" % job), quick_tests_of if options.quick else tests_of)
-    while time.monotonic() < end:
-        with lock:
-            if not queue:
-                return
-            fault = queue.pop(0)
-        began, start = time.monotonic(), time.time()
-        verdict, by = copy.judge(fault)
-        result = dict(fault, verdict=verdict, by=by, began=int(start), quick=options.quick,
-                      seconds=round(time.monotonic() - began, 1))
-        with lock, open(os.path.join(state, "results.jsonl"), "a", encoding="utf-8") as f:
-            f.write(json.dumps(result) + "\n")
-            print("%(id)s %(verdict)s %(file)s:%(line)d %(kind)s %(by)s %(seconds)ss" % result,
-                  flush=True)
+def run_jobs(options, function, queue):
+    """Runs function(copy, item) for each item of the queue, until the time is up.  What it returns
+    is one more line of the file for which it returns it."""
+    lock = threading.Lock()
+    end = time.monotonic() + options.seconds
+    named = [test.strip() for test in options.tests.split(";")]
+    tests = (lambda path: named) if options.tests else quick_tests_of if options.quick else tests_of
+
+    def work(job):
+        copy = Copy(os.path.join(options.state, "copy%d" % job), tests)
+        while time.monotonic() < end:
+            with lock:
+                if not queue:
+                    return
+                item = queue.pop(0)
+            began, start = time.monotonic(), int(time.time())
+            name, result, text = function(copy, item)
+            result.update(began=start, seconds=round(time.monotonic() - began, 1))
+            with lock, open(os.path.join(options.state, name), "a", encoding="utf-8") as f:
+                f.write(json.dumps(result) + "\n")
+                print(text % result, flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for future in [pool.submit(work, job) for job in range(options.jobs)]:
+            future.result()
+
+
+def judge(options, copy, fault):
+    verdict, by = copy.judge(fault)
+    name = "tries.jsonl" if options.tests and verdict == "survived" else "results.jsonl"
+    return name, dict(fault, verdict=verdict, by=by, quick=options.quick), \
+        "%(id)s %(verdict)s %(file)s:%(line)d %(kind)s %(by)s %(seconds)ss"
+
+
+def run_unmodified(copy, item):
+    test, sanitizer = item
+    if not sanitizer:
+        result = copy.run(copy.command_of(test, copy.build), seconds_of(test))
+    elif copy.build_with_sanitizer(sanitizer, [test]):
+        result = copy.run_with_sanitizer(sanitizer, test)
+    else:
+        raise SystemExit("the sources do not build with -fsanitize=" + sanitizer)
+    return "baseline.jsonl", {"test": test, "sanitizer": sanitizer, "result": result}, \
+        "%(result)s %(test)s %(sanitizer)s %(seconds)ss"
+
+
+def baseline(options, files):
+    """Goes on until each test has run N times since the state directory was made."""
+    wanted = dict.fromkeys((test, "") for path in files for test in tests_of(path))
+    wanted.update(dict.fromkeys((test, sanitizer) for path in files for sanitizer in SANITIZERS
+                                for test in deep_tests_of(path)))
+
+    def runs():
+        results = {item: [] for item in wanted}
+        for line in read_lines(options.state, "baseline.jsonl"):
+            results.setdefault((line["test"], line["sanitizer"]), []).append(line)
+        return results
+
+    before = runs()
+    run_jobs(options, run_unmodified, [item for i in range(options.baseline) for item in wanted
+                                       if len(before[item]) <= i])
+    done = {item: lines for item, lines in runs().items() if lines and item in wanted}
+    for (test, sanitizer), lines in done.items():
+        bad = [line["result"] for line in lines if line["result"] != "ok"]
+        limit_s = seconds_of(test) * (2 if sanitizer else 1)
+        longest = max(line["seconds"] for line in lines)
+        if bad or (not sanitizer and longest > limit_s / 2):
+            print("%s %s: %d of %d runs were not ok (%s); the longest took %.1f of %d s" % (
+                test, sanitizer, len(bad), len(lines), ", ".join(sorted(set(bad))), longest,
+                limit_s))
+    print("%d of %d tests, %d runs" % (len(done), len(wanted), sum(map(len, done.values()))))
 
 
 def main():
@@ -387,6 +461,8 @@ def main():
     parser.add_argument("--again", type=float, default=0,
                         help="run faults again that survived before this time (date +%%s)")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tests", default="", help="only these tests, separated by semicolons")
+    parser.add_argument("--baseline", type=int, default=0, metavar="N")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
@@ -403,16 +479,15 @@ def main():
     if not options.report:
         alone = open(os.path.join(options.state, "lock"), "w", encoding="utf-8")
         fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the copies serve one run at a time
+    if options.baseline:
+        baseline(options, sorted(set(f["file"] for f in chosen)))
+        return 0
+    if not options.report:
         queue = [f for f in chosen if f["id"] not in results or
                  (options.again and results[f["id"]]["verdict"] == "survived" and
                   results[f["id"]]["began"] < options.again)]
         queue.sort(key=lambda f: "rbd" in tests_of(f["file"])[0])  # a cluster for each: last
-        lock = threading.Lock()
-        end = time.monotonic() + options.seconds
-        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for future in [pool.submit(work, options, job, queue, lock, end)
-                           for job in range(options.jobs)]:
-                future.result()
+        run_jobs(options, lambda copy, fault: judge(options, copy, fault), queue)
         results = read_results(options.state)
     report(chosen, results, total)
     return 0

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The asynchronous way in and the end of a backend, over every backend: what backend_close waits
- * for, and a `done` that polls the loop.
+ * for, a `done` that polls the loop, and the end of rooms.
  *
  * `done` runs on the loop thread; everything else on the test's threads.
  */
+#include "backends/room.h"
 #include "tests/unit/backend-rig.h"
 
 struct async {
@@ -186,12 +187,62 @@ static void done_may_poll(void **state)
     }
 }
 
+/* --- Rooms --- */
+
+#define ROOM_USERS 4u
+
+static int do_nothing(struct task *task)
+{
+    return 0;
+}
+
+static void *use_rooms(void *opaque)
+{
+    const struct room_config config = {
+        .backend = name, .max_threads = 1, .queue_depth = 4, .helping = true};
+    struct pool_counters sum;
+    char why[ROOM_WHY_SIZE];
+
+    for (int round = 0; round < ROUNDS(50); round++) {
+        struct task task = {.run = do_nothing};
+        struct room room;
+        CHECK(room_open(&room, &config, true, NULL, why) == 0);
+        CHECK(pool_run(room.pool, &task) == 0);
+        pthread_barrier_wait(opaque);
+        room_close(&room);
+        room_read_totals(&sum);
+    }
+    return NULL;
+}
+
+/* Rooms that are closed at the same time are all counted.  Under TSan: without a data race. */
+static void rooms_that_close_at_once_are_counted(void **state)
+{
+    struct pool_counters before, after;
+    pthread_t users[ROOM_USERS];
+    pthread_barrier_t barrier;
+
+    name = *state;
+    memset(&faults, 0, sizeof faults);
+    pthread_barrier_init(&barrier, NULL, ROOM_USERS);
+    room_read_totals(&before);
+    for (unsigned i = 0; i < ROOM_USERS; i++)
+        CHECK(pthread_create(&users[i], NULL, use_rooms, &barrier) == 0);
+    for (unsigned i = 0; i < ROOM_USERS; i++)
+        pthread_join(users[i], NULL);
+    room_read_totals(&after);
+    CHECK(after.submitted - before.submitted == ROOM_USERS * (uint64_t)ROUNDS(50));
+    CHECK(after.helped - before.helped == ROOM_USERS * (uint64_t)ROUNDS(50));
+    pthread_barrier_destroy(&barrier);
+}
+
 int main(void)
 {
     static const struct backend_case cases[] = {
         {"close waits for what is in flight", close_waits_for_what_is_in_flight},
         {"close waits for a caller in the pool", close_waits_for_a_caller_in_the_pool},
         {"done may poll", done_may_poll},
+        {"rooms that close at once are counted", rooms_that_close_at_once_are_counted},
     };
 
     return run_over_backends(cases, sizeof cases / sizeof cases[0]);
