@@ -298,13 +298,14 @@ int ceph_image_list(const struct ceph_name *name, int (*add)(void *opaque, const
             break;
         }
     }
-    if (r < 0)
+    if (r < 0) {
         snprintf(why, why_size, "the images of pool %s cannot be listed: %s", name->pool,
                  strerror(-r));
-    for (size_t i = 0; r == 0 && i < count; i++)
-        r = add(opaque, images[i].name);
-    if (r >= 0 && images)
+    } else {
+        for (size_t i = 0; r == 0 && i < count; i++)
+            r = add(opaque, images[i].name);
         ceph_api.rbd_image_spec_list_cleanup(images, count);
+    }
     free(images);
     ceph_disconnect(&ceph);
     return r;

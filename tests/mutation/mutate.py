@@ -486,7 +486,7 @@ def main():
         queue = [f for f in chosen if f["id"] not in results or
                  (options.again and results[f["id"]]["verdict"] == "survived" and
                   results[f["id"]]["began"] < options.again)]
-        queue.sort(key=lambda f: "rbd" in tests_of(f["file"])[0])  # a cluster for each: last
+        queue.sort(key=lambda f: "system rbd" in tests_of(f["file"]))  # a cluster for each: last
         run_jobs(options, lambda copy, fault: judge(options, copy, fault), queue)
         results = read_results(options.state)
     report(chosen, results, total)

@@ -7,7 +7,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 UNIT = {  # seconds that each may take, a few times what it takes on a busy machine
     "pool-lanes": 8, "pool-stranded": 8, "pool-cancel": 10, "pool-growth": 20, "loop": 30,
     "pool-free": 30, "backend-async": 40, "pool-time": 60, "bounce": 10, "space": 10, "disk": 20,
-    "disk-calls": 10, "disk-hints": 10, "units": 10, "stale": 20, "each-call": 30, "backend": 120,
+    "disk-calls": 10, "disk-hints": 10, "units": 10, "stale": 20, "each-call": 30, "rbd": 10,
+    "rbd-open": 15, "backend": 120,
 }
 POOL = ["pool-lanes", "pool-stranded", "pool-cancel", "pool-growth", "loop", "pool-free"]
 CONFORMANCE_SECONDS = 45
@@ -42,7 +43,7 @@ def tests_of(path):
                 "conformance %s none auto ext4" % kind, "backend", "system fallback",
                 "system last-client cache=none backend=" + kind]
     if "rbd" in name or "ceph" in name:
-        return ["conformance threads default auto rbd", "system rbd"]
+        return ["rbd", "rbd-open", "conformance threads default auto rbd", "system rbd"]
     if path.startswith("backends/"):
         return ["disk", "stale", "each-call", "backend-async"] + \
             ["conformance " + t for t in THREADS[:2]] + ["backend"]
@@ -82,7 +83,7 @@ def tests_of(path):
 def deep_tests_of(path):
     """The tests that run once more with a sanitizer, if no other test has noticed the fault."""
     if "rbd" in path or "ceph" in path:
-        return []
+        return ["rbd", "rbd-open"]
     tests = {"pool": ["pool-lanes", "pool-cancel", "pool-free", "loop"],
              "backends": ["backend-async", "conformance threads default auto loop4k"],
              "plugin/disk": ["disk", "conformance threads default auto ext4"]
