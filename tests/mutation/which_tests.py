@@ -84,12 +84,12 @@ def deep_tests_of(path):
     """The tests that run once more with a sanitizer, if no other test has noticed the fault."""
     if "rbd" in path or "ceph" in path:
         return ["rbd", "rbd-open"]
-    tests = {"pool": ["pool-lanes", "pool-cancel", "pool-free", "loop"],
-             "backends": ["backend-async", "conformance threads default auto loop4k"],
+    tests = {"pool": ["pool-lanes", "pool-cancel", "pool-free", "loop", "each-call"],
+             "backends": ["backend-async", "each-call", "conformance threads default auto loop4k"],
              "plugin/disk": ["disk", "conformance threads default auto ext4"]
              }[os.path.dirname(path)]
     if os.path.basename(path) in ("io_uring.c", "ring.c"):
-        tests = ["backend-async", "conformance io_uring none auto ext4"]
+        tests = ["backend-async", "each-call", "conformance io_uring none auto ext4"]
     return tests
 
 
