@@ -245,9 +245,13 @@ class Copy:
                 pass
             process.wait()
         if check and result != "ok":
-            with open(log, encoding="utf-8", errors="replace") as f:
-                raise SystemExit("%s: %s\n%s" % (command, result, f.read()[-3000:]))
+            raise SystemExit("%s: %s\n%s" % (command, result, self.words()[-3000:]))
         return result
+
+    def words(self):
+        """What the last command has printed."""
+        with open(os.path.join(self.tmp, "..", "log"), encoding="utf-8", errors="replace") as f:
+            return f.read()
 
     @staticmethod
     def targets_of(tests):
@@ -256,10 +260,6 @@ class Copy:
             ["tests/unit/test-" + t for t in tests if t in UNIT] + \
             ["tests/unit/test-geometry" for t in tests if t in ("system geometry", "units")]
 
-    def compiler_complains(self):
-        with open(os.path.join(self.tmp, "..", "log"), encoding="utf-8", errors="replace") as f:
-            return re.search(r"[.]c:\d+:\d+: error: ", f.read())
-
     def command_of(self, test, build):
         words = test.split()
         if words[0] == "conformance":
@@ -267,7 +267,7 @@ class Copy:
                 words[1:] + ["1", "4711"]
         if words[0] == "system":
             return ["bash", os.path.join(self.source, find_script(words[1]))] + words[2:]
-        return [os.path.join(build, "tests/unit/test-" + words[0])]
+        return [os.path.join(build, "tests/unit/test-" + words[0])] + words[1:]
 
     def build_with_sanitizer(self, sanitizer, tests):
         """Builds the sources, as they are in the copy, in one more directory."""
@@ -329,7 +329,7 @@ class Copy:
             with open(path, "w", encoding="utf-8") as f:
                 f.write("\n".join(lines))
             if self.run(["ninja", "-j1", "-C", self.build] + self.targets_of(tests), 300) != "ok":
-                if not self.compiler_complains():
+                if not re.search(r"[.]c:\d+:\d+: error: ", self.words()):
                     raise SystemExit("the build failed for another reason than the fault")
                 return "caught", "compiler"
             if self.code_hash(fault["file"]) == self.hashes[fault["file"]]:
@@ -394,7 +394,8 @@ def run_jobs(options, function, queue):
                 item = queue.pop(0)
             began, start = time.monotonic(), int(time.time())
             name, result, text = function(copy, item)
-            result.update(began=start, seconds=round(time.monotonic() - began, 1))
+            result.update(began=start, seconds=round(time.monotonic() - began, 1),
+                          words=copy.words()[-800:])
             with lock, open(os.path.join(options.state, name), "a", encoding="utf-8") as f:
                 f.write(json.dumps(result) + "\n")
                 print(text % result, flush=True)

@@ -41,7 +41,7 @@ def tests_of(path):
         return ["disk", "stale", "each-call", "backend-async",
                 "conformance %s none auto loop512" % kind,
                 "conformance %s none auto ext4" % kind, "backend", "system fallback",
-                "system last-client cache=none backend=" + kind]
+                "system last-client cache=none backend=" + kind, "each-call all " + kind]
     if "rbd" in name or "ceph" in name:
         return ["rbd", "rbd-open", "conformance threads default auto rbd", "system rbd"]
     if path.startswith("backends/"):
@@ -105,4 +105,4 @@ def seconds_of(test):
     words = test.split()
     if words[0] in ("conformance", "system"):
         return 240 if "rbd" in test else 90 if words[0] == "system" else CONFORMANCE_SECONDS
-    return UNIT[words[0]]
+    return UNIT[words[0]] if len(words) == 1 else 600  # "each-call all BACKEND"
