@@ -187,6 +187,25 @@ static void done_may_poll(void **state)
     }
 }
 
+/* --- Who carries a request --- */
+
+/* A ring carries transfers and flushes itself; the pool would be slower. */
+static void the_pool_carries_only_what_a_ring_cannot(void **state)
+{
+    struct bench b;
+    unsigned char *data = blocks_new(1);
+    name = *state;
+    open_backend(&b, 16, true);
+    uint64_t expected = strcmp(name, "threads") == 0 ? 3 : 0;
+    uint64_t before = counters_of(b.pool).submitted;
+    CHECK(transfer(&b, REQUEST_WRITE, 0, data, BLOCK, 0) == 0);
+    CHECK(transfer(&b, REQUEST_READ, 0, data, BLOCK, 0) == 0);
+    CHECK(simple(&b, REQUEST_FDATASYNC, 0, 0, 0) == 0);
+    CHECK(counters_of(b.pool).submitted - before == expected);
+    close_backend(&b);
+    free(data);
+}
+
 /* --- Rooms --- */
 
 #define ROOM_USERS 4u
@@ -243,6 +262,7 @@ int main(void)
         {"close waits for what is in flight", close_waits_for_what_is_in_flight},
         {"close waits for a caller in the pool", close_waits_for_a_caller_in_the_pool},
         {"done may poll", done_may_poll},
+        {"the pool carries only what a ring cannot", the_pool_carries_only_what_a_ring_cannot},
         {"rooms that close at once are counted", rooms_that_close_at_once_are_counted},
     };
 

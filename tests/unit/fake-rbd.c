@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* See fake-rbd.h: librbd.  Completions run on the image's thread, without a lock. */
+/* See fake-rbd.h: librbd.  Completions run on a thread of their own, without a lock. */
 #include "tests/unit/fake-rbd.h"
 
 #include <errno.h>
@@ -20,9 +20,9 @@ struct completion {
 
 /* Under fake_lock. */
 static struct completion *queue;
-static bool closing;
+static unsigned open_images;
 
-static pthread_t thread; /* of the open image */
+static pthread_t thread; /* of the open images */
 
 /* --- librbd: open and close --- */
 
@@ -55,7 +55,7 @@ static ssize_t carry_out(const struct completion *c)
 static void *complete(void *opaque)
 {
     pthread_mutex_lock(&fake_lock);
-    while (queue || !closing) {
+    while (queue || open_images > 0) {
         struct completion *c = queue;
 
         if (!c) {
@@ -76,8 +76,10 @@ static int open_image(rbd_image_t *image)
 {
     fake.owed++;
     *image = &fake;
-    closing = false;
-    return pthread_create(&thread, NULL, complete, NULL);
+    pthread_mutex_lock(&fake_lock);
+    int r = open_images++ == 0 ? pthread_create(&thread, NULL, complete, NULL) : 0;
+    pthread_mutex_unlock(&fake_lock);
+    return r;
 }
 
 int rbd_open(rados_ioctx_t io, const char *name, rbd_image_t *image, const char *snap_name)
@@ -104,10 +106,11 @@ int rbd_close(rbd_image_t image)
     int r = fake_fails(__func__);
 
     pthread_mutex_lock(&fake_lock);
-    closing = true;
+    bool last = --open_images == 0;
     pthread_cond_broadcast(&fake_changed);
     pthread_mutex_unlock(&fake_lock);
-    pthread_join(thread, NULL);
+    if (last)
+        pthread_join(thread, NULL);
     fake.has_lock = false;
     fake.owed--;
     return r;

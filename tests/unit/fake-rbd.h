@@ -3,9 +3,9 @@
  * or never: each error of each call, silence at one exact moment, a lock whose owner is dead.  The
  * conformance suite and the tests rbd* of tests/system and tests/fault have a real cluster.
  *
- * One image, which one connection at a time has open.  Requests complete on a thread of the image,
- * as those of librbd do.  Any thread; whoever reads or sets a field holds no lock, and no request
- * is in flight then, unless the field says otherwise.
+ * All images are one.  Requests complete on a thread of the library, as those of librbd do.  Any
+ * thread; whoever reads or sets a field holds no lock, and no request is in flight then, unless the
+ * field says otherwise.  Not two images that are opened or closed at the same time.
  */
 #ifndef AIODISK_FAKE_RBD_H
 #define AIODISK_FAKE_RBD_H

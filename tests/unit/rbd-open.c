@@ -71,7 +71,7 @@ static void cache_none_is_without_a_cache(void **state)
 {
     const struct room_config room = {.max_threads = 1};
     const struct rbd_options options = {
-        .room = &room, .uncached = true, .tally = {.find = no_tally}};
+        .room = &room, .uncached = true, .tally = {.find = find_tally}};
     struct disk *d;
     fake_reset(MiB);
     CHECK(rbd_disk_get(&image_name, &options, &d, why) == 0);
@@ -87,8 +87,7 @@ static void an_image_is_known_by_its_id(void **state)
         fake.broken = i ? "rbd_get_id" : NULL;
         fake.error = -EINVAL;
         struct disk *d = get();
-        const struct ceph_image_facts *facts =
-            ceph_image_facts(container_of(d, struct rbd_disk, disk)->image);
+        const struct ceph_image_facts *facts = ceph_image_facts(rbd_of(d)->image);
         snprintf(id, sizeof id, "7/%s%s", i ? "prefix." : "", fake.id);
         CHECK(strcmp(facts->id, id) == 0 && strcmp(facts->cluster, "fsid") == 0);
         put(d);
@@ -278,14 +277,14 @@ static void who_may_not_write_reads(void **state)
         fake.error = errors[i];
         d = get();
         CHECK(d->readonly && !fake.watches && !fake.has_lock);
-        CHECK(ceph_image_facts(container_of(d, struct rbd_disk, disk)->image)->why_readonly);
+        CHECK(ceph_image_facts(rbd_of(d)->image)->why_readonly);
         put(d);
     }
     fake_reset(MiB);
     image_name.snapshot = "first";
     d = get();
     CHECK(d->readonly && !fake.watches && strcmp(d->name, "rbd/image@first") == 0);
-    CHECK(!ceph_image_facts(container_of(d, struct rbd_disk, disk)->image)->why_readonly);
+    CHECK(!ceph_image_facts(rbd_of(d)->image)->why_readonly);
     put(d);
     image_name.snapshot = NULL;
 }

@@ -56,17 +56,19 @@ static struct ceph_name image_name = {
     .timeout_s = 30, .pool = "rbd", .space = "", .image = "image"};
 static _Thread_local char why[LOG_LINE_SIZE];
 
-static inline struct tally *no_tally(void *opaque)
+static struct tally *tally; /* of every disk; or NULL */
+
+static inline struct tally *find_tally(void *opaque)
 {
     (void)opaque;
-    return NULL;
+    return tally;
 }
 
 static inline int try_get(struct disk **disk, enum ceph_lock lock, bool readonly)
 {
     const struct room_config room = {.max_threads = 2, .helping = true};
     const struct rbd_options options = {
-        .room = &room, .readonly = readonly, .lock = lock, .tally = {.find = no_tally}};
+        .room = &room, .readonly = readonly, .lock = lock, .tally = {.find = find_tally}};
     why[0] = '\0';
     return rbd_disk_get(&image_name, &options, disk, why);
 }
@@ -86,11 +88,15 @@ static inline struct disk *get(void)
     return get_with(CEPH_LOCK_AUTO, false);
 }
 
-/* Gives the disk back.  After the last client nothing may be open. */
+static inline struct rbd_disk *rbd_of(struct disk *disk)
+{
+    return container_of(disk, struct rbd_disk, disk);
+}
+
+/* Gives the disk back.  After the last client of the only disk nothing may be open. */
 static inline void put(struct disk *disk)
 {
-    struct rbd_disk *rbd = container_of(disk, struct rbd_disk, disk);
-    bool last = rbd->references == 1;
+    bool last = rbd_of(disk)->references == 1;
     disk->ops->put(disk);
     CHECK(!last || fake.owed == 0);
 }

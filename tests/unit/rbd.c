@@ -6,6 +6,29 @@
  */
 #include "tests/unit/rbd-rig.h"
 
+/* Disks of other names, and one that is read only, are other disks. */
+static void a_name_is_a_disk(void **state)
+{
+    struct disk *disks[3];
+    fake_reset(MiB);
+    for (unsigned i = 0; i < 6; i++) {
+        image_name.image = i % 3 == 2 ? "other" : "image";
+        struct disk *d = get_with(CEPH_LOCK_NONE, i % 3 == 1);
+        CHECK(i < 3 || d == disks[i % 3]);
+        disks[i % 3] = d;
+    }
+    CHECK(disks[0] != disks[1] && disks[1] != disks[2] && disks[0] != disks[2]);
+    CHECK(disks[1]->readonly && strcmp(disks[2]->name, "rbd/other") == 0);
+    image_name.image = "image";
+    for (unsigned i = 0; i < 2; i++)
+        disks[1]->ops->put(disks[1]);
+    struct disk *d = get_with(CEPH_LOCK_NONE, false);
+    CHECK(d == disks[0]);
+    for (unsigned i = 0; i < 5; i++)
+        disks[i < 3 ? 0 : 2]->ops->put(disks[i < 3 ? 0 : 2]);
+    CHECK(fake.owed == 0);
+}
+
 /* --- Data --- */
 
 static void what_is_written_is_read(void **state)
@@ -42,6 +65,30 @@ static void preferred_blocks_have_bounds(void **state)
         CHECK(d->preferred_block == cases[i].block);
         put(d);
     }
+}
+
+/* The backend refuses what librbd has not, and says how long librbd took. */
+static void the_backend_keeps_its_contract(void **state)
+{
+    const unsigned histogram = BACKEND_TALLY_TIME + CLIENT_READ * TALLY_HISTOGRAM;
+    struct progress progress = {.op = CLIENT_READ};
+    char data[512];
+    struct iovec iov = {data, sizeof data};
+    struct request request = {.op = REQUEST_WRITE, .flags = REQUEST_FUA, .iov = &iov, .iovcnt = 1};
+    fake_reset(MiB);
+    tally = tally_new(BACKEND_TALLY_END);
+    struct disk *d = get();
+    CHECK(backend_run(rbd_of(d)->backend, &request) == -EOPNOTSUPP);
+    request.op = REQUEST_FALLOCATE;
+    CHECK(backend_run(rbd_of(d)->backend, &request) == -EOPNOTSUPP && fake.request_count == 0);
+    progress_here = &progress;
+    uint64_t began = tally_now();
+    CHECK(d->ops->read(d, data, sizeof data, 0) == 0);
+    CHECK(tally_read(tally, histogram + TALLY_BUCKETS) - 1 < tally_now() - began);
+    progress_here = NULL;
+    put(d);
+    tally_free(tally);
+    tally = NULL;
 }
 
 /* A zero may leave a hole only if it says so, is cut into steps of 1 GiB, and is not fast if zeros
@@ -105,31 +152,34 @@ static void what_is_dirty_is_flushed(void **state)
     put(d);
 }
 
-static void *flush(void *opaque)
+static struct disk *flushed;
+
+static void *flush(void *progress)
 {
-    struct disk *d = opaque;
-    CHECK(d->ops->flush(d) == 0);
+    progress_here = progress;
+    CHECK(flushed->ops->flush(flushed) == 0);
     return NULL;
 }
 
 /* Two that come while a flush runs share the next one. */
 static void flushes_wait_for_the_next_one(void **state)
 {
+    static struct progress progress[3];
     pthread_t threads[3];
     fake_reset(MiB);
-    struct disk *d = get();
+    flushed = get();
     fake_hold("flush");
-    CHECK(pthread_create(&threads[0], NULL, flush, d) == 0);
+    for (unsigned i = 0; i < 3; i++) {
+        CHECK(pthread_create(&threads[i], NULL, flush, &progress[i]) == 0);
+        WAIT_UNTIL(progress[i].place == (i == 0 ? PLACE_STORAGE : PLACE_FLUSH_JOIN));
+    }
     WAIT_UNTIL(fake_held() == 1);
-    for (unsigned i = 1; i < 3; i++)
-        CHECK(pthread_create(&threads[i], NULL, flush, d) == 0);
-    sleep_us(20000); /* so that they wait; otherwise there is less to see */
     CHECK(fake.request_count == 1);
     fake_go_on();
     for (unsigned i = 0; i < 3; i++)
         pthread_join(threads[i], NULL);
-    CHECK(fake.request_count >= 2);
-    put(d);
+    CHECK(fake.request_count == 2);
+    put(flushed);
 }
 
 static void a_failed_flush_fails_the_disk(void **state)
@@ -323,8 +373,10 @@ static void extents_that_are_unknown_may_be_data(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_name_is_a_disk),
         cmocka_unit_test(what_is_written_is_read),
         cmocka_unit_test(preferred_blocks_have_bounds),
+        cmocka_unit_test(the_backend_keeps_its_contract),
         cmocka_unit_test(zero_and_trim_come_in_steps),
         cmocka_unit_test(what_is_dirty_is_flushed),
         cmocka_unit_test(flushes_wait_for_the_next_one),
