@@ -47,8 +47,6 @@ int backend_open(const char *name, const struct backend_config *config, struct b
         int r = table[i]->open(config, backend);
         if (r < 0)
             snprintf(why, why_size, "backend=%s does not work here: %s", name, strerror(-r));
-        else
-            snprintf(why, why_size, "backend %s is ready", name);
         return r;
     }
     snprintf(why, why_size, "backend=%s: unknown, or not compiled in", name);

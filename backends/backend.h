@@ -99,7 +99,7 @@ const char *backend_name(size_t i);
 /* Opens the backend called `name`.  Returns 0 and *backend, which backend_close frees; -EINVAL for
  * a name that backend_name does not return (unknown, or not compiled in); or what backend_ops.open
  * returned: -ENOMEM, and for a ring also -EPERM, -ENOSYS, -EMFILE, -ENFILE, -EAGAIN, -EINVAL or
- * -EIO.  `why` receives one line of at most why_size bytes for the log or the error message.
+ * -EIO.  After an error `why` has one line of at most why_size bytes.
  * Blocks.  Any thread but the loop's.
  */
 int backend_open(const char *name, const struct backend_config *config, struct backend **backend,
