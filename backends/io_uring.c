@@ -171,14 +171,19 @@ static void uring_reap(struct ring *ring)
 
 static const struct ring_ops uring_ring_ops = {.push = uring_push, .reap = uring_reap};
 
+/* A FUA write into the page cache is left to the pool.  Where the kernel can write into the page
+ * cache without waiting (xfs and btrfs), it does so in io_uring_enter(2), and then syncs there: on
+ * the loop thread (xfs_file_fsync below io_submit_sqes, seen on Linux 6.18).
+ */
 static bool uring_takes(const struct backend *backend, const struct request *request)
 {
     const struct uring *u = container_of(backend, const struct uring, ring.backend);
 
     switch (request->op) {
     case REQUEST_READ:
-    case REQUEST_WRITE:
         return true;
+    case REQUEST_WRITE:
+        return !(request->flags & REQUEST_FUA && request->flags & REQUEST_PAGE_CACHE);
     case REQUEST_FDATASYNC:
         return u->has_fsync;
     case REQUEST_FALLOCATE:
