@@ -16,8 +16,7 @@ nbdfuse "$dir/below/disk" --command nbdkit -s memory 512M 2>"$dir/nbdfuse.log" &
 fuse=$!
 pids+=("$fuse")
 wait_for 20 test -s "$dir/below/disk"
-loop=$(losetup --show -f "$dir/below/disk")
-loops+=("$loop")
+make_loop "$dir/below/disk"
 mkfs.xfs -q "$loop"
 mount -o noatime "$loop" "$dir/xfs"
 mounts+=("$dir/xfs")
