@@ -84,12 +84,18 @@ int flush_set_open(struct image *image)
     return 0;
 }
 
-/* The kernel obeys RWF_DSYNC by a sync after the write, in the filesystem's own code.  FUSE leaves
- * the sync out where the write is asynchronous (O_DIRECT by a ring): tests/fault/log-replay.sh
- * found that on Linux 6.18.  Whether FUSE obeys elsewhere also depends on flags of the FUSE server
- * that nobody can ask for, so FUA on FUSE never relies on RWF_DSYNC.  iomap syncs when an
- * asynchronous write ends (iomap_dio_complete), and so ext4 and xfs do; tmpfs has nothing to sync.
- * Other filesystems are trusted with synchronous writes only.
+/* The kernel has no common code that obeys RWF_DSYNC: each filesystem has to sync after the write,
+ * and the write succeeds all the same where a filesystem does not.  So only the filesystems that
+ * are known to sync are trusted.
+ *
+ * iomap syncs when an asynchronous write ends (iomap_dio_complete), and so ext4 and xfs do; tmpfs
+ * has nothing to sync.  btrfs, f2fs and NFS are trusted with synchronous writes only.
+ *
+ * 9p never syncs unless its cache=loose (seen on Linux 6.1), nor do direct writes of what is built
+ * on netfs (9p, SMB and others, Linux 6.8 and later).  FUSE leaves the sync out where the write is
+ * asynchronous (O_DIRECT by a ring): tests/fault/log-replay.sh found that on Linux 6.18.  Whether
+ * FUSE obeys elsewhere depends on flags of the FUSE server that nobody can ask for.  overlayfs
+ * passes the write on to a filesystem that nobody can ask for either.
  */
 static bool obeys_dsync(const struct image *image)
 {
@@ -100,10 +106,12 @@ static bool obeys_dsync(const struct image *image)
     case XFS_SUPER_MAGIC:
     case TMPFS_MAGIC:
         return true;
-    case FUSE_SUPER_MAGIC:
-        return false;
-    default:
+    case BTRFS_SUPER_MAGIC:
+    case F2FS_SUPER_MAGIC:
+    case NFS_SUPER_MAGIC:
         return !image->direct || backend_callers_perform(image->room.backend);
+    default:
+        return false;
     }
 }
 
