@@ -6,9 +6,10 @@
 unset AIODISK_BUILD AIODISK_GRACE
 need_root "a loop device"
 
-# The checkout, the sockets and the images have spaces in their paths, as a user's may have.
+# The checkout, the sockets and the images have spaces in their paths, as a user's may have, and the
+# sockets all that a shell or a URI would take for something else.
 copy="$dir/a copy"
-export XDG_RUNTIME_DIR="$dir/run time"
+export XDG_RUNTIME_DIR="$dir/run 'tïme\" \$x"
 mkdir "$copy" "$XDG_RUNTIME_DIR" "$dir/shims" "$dir/images" "$dir/my images" "$dir/elsewhere"
 for part in .ci serve meson.build meson_options.txt fio-jobs plugin backends pool tests; do
     cp -r "$source_root/$part" "$copy"
@@ -192,6 +193,7 @@ up device -r "$loop" --port "$port"
 paste '^nbdinfo'
 pasted 'is_read_only: true'
 paste '^qemu-img info'
+paste '^qemu-io'
 paste '^qemu-system-x86_64' "$drive"
 ! nbdinfo "nbd://[::1]:$port" >/dev/null 2>&1 || fail "nbdkit listens on more than 127.0.0.1"
 down device
