@@ -30,7 +30,9 @@ static inline void make_file(const char *test, uint64_t size)
     close(fd);
 }
 
-/* Opens the file with the backend "threads" and 16 slots.  Returns 0 or the -errno of image_get. */
+/* Opens the file, with the backend "threads" and 16 slots unless options.room says otherwise.
+ * Returns 0 or the -errno of image_get.
+ */
 static inline int try_open_with(struct image **image, struct image_options options)
 {
     const struct room_config room = {
@@ -38,7 +40,7 @@ static inline int try_open_with(struct image **image, struct image_options optio
     char why[LOG_LINE_SIZE] = "";
     int fd = open(path, options.inherited ? O_RDWR | O_CLOEXEC : O_PATH | O_CLOEXEC);
     CHECK(fd >= 0);
-    options.room = &room;
+    options.room = options.room ? options.room : &room;
     int r = image_get(fd, path, &options, image, why);
     close(fd);
     CHECK(r == 0 || strstr(why, path));
@@ -48,20 +50,33 @@ static inline int try_open_with(struct image **image, struct image_options optio
 static inline struct image *open_image(bool direct)
 {
     struct image *image;
-    CHECK(try_open_with(&image, (struct image_options){.direct = direct}) == 0);
+    CHECK(try_open_with(&image, (struct image_options){.direct = direct, .locking = LOCKING_OFF}) ==
+          0);
     return image;
 }
 
 /* --- The calls that a test counts --- */
 
-enum call { FALLOCATE, SYNC, ADVISE, WRITE, SEEK, MAP, COLD, JOIN, CALLS };
+enum call {
+    FALLOCATE,
+    SYNC,
+    ADVISE,
+    WRITE,
+    SEEK,
+    MAP,
+    COLD,
+    JOIN,
+    DISCARD,
+    ZEROOUT,
+    WARNING,
+    CALLS
+};
 #define RANGES 64u
 
 static _Atomic unsigned made[CALLS];    /* how often each was called */
 static struct gate *_Atomic gate;       /* or NULL */
 static _Atomic enum call waits_at_gate; /* which call passes the gate */
-static _Atomic int error;               /* of FALLOCATE and ADVISE, or 0 */
-static uint64_t ranges[RANGES][2];      /* offset and length of FALLOCATE and ADVISE */
+static uint64_t ranges[RANGES][2];      /* offset and length of calls on ranges */
 
 /* Returns the number of the call. */
 static inline unsigned count(enum call call)

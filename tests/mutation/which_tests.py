@@ -7,8 +7,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 UNIT = {  # seconds that each may take, a few times what it takes on a busy machine
     "pool-lanes": 8, "pool-stranded": 8, "pool-cancel": 10, "pool-growth": 20, "loop": 30,
     "pool-free": 30, "backend-async": 40, "pool-time": 60, "bounce": 10, "space": 10, "disk": 20,
-    "disk-calls": 10, "disk-hints": 10, "units": 10, "stale": 20, "each-call": 30, "rbd": 10,
-    "rbd-open": 15, "backend": 120,
+    "disk-calls": 10, "disk-hints": 10, "disk-open": 10, "device": 10, "units": 10, "stale": 20,
+    "each-call": 30, "rbd": 10, "rbd-open": 15, "backend": 120,
 }
 POOL = ["pool-lanes", "pool-stranded", "pool-cancel", "pool-growth", "loop", "pool-free"]
 CONFORMANCE_SECONDS = 45
@@ -76,8 +76,8 @@ def tests_of(path):
     }.get(name, [])
     unit = [t for t in extra if not t.startswith("system")]
     system = [t for t in extra if t.startswith("system")]
-    return ["disk", "disk-calls", "disk-hints", "stale", "each-call"] + unit + \
-        ["conformance " + t for t in THREADS] + system
+    return ["disk", "disk-calls", "disk-hints", "disk-open", "device", "stale", "each-call"] + \
+        unit + ["conformance " + t for t in THREADS] + system
 
 
 def deep_tests_of(path):

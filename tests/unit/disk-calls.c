@@ -11,6 +11,8 @@
 
 /* --- The functions that the program wraps --- */
 
+static _Atomic int error; /* of fallocate(2), or 0 */
+
 /* Another request is refused while one is. */
 static struct image *_Atomic refused_too;
 

@@ -15,6 +15,8 @@
 
 /* --- The functions that the program wraps --- */
 
+static _Atomic int error; /* of posix_fadvise(2), or 0 */
+
 int __wrap_posix_fadvise64(int fd, off_t offset, off_t length, int advice);
 int __wrap_posix_fadvise64(int fd, off_t offset, off_t length, int advice)
 {
