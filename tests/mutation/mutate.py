@@ -257,7 +257,7 @@ class Copy:
     def targets_of(tests):
         return [PLUGIN, "tests/unit/libpool-module.so", "tests/conformance/conformance",
                 "tests/lib/deny-syscalls", "plugin/libnbdkit-corked.so"] + \
-            ["tests/unit/test-" + t for t in tests if t in UNIT] + \
+            sorted({"tests/unit/test-" + t.split()[0] for t in tests if t.split()[0] in UNIT}) + \
             ["tests/unit/test-geometry" for t in tests if t in ("system geometry", "units")]
 
     def command_of(self, test, build):
