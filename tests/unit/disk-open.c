@@ -231,7 +231,8 @@ static void filesystems_that_obey_dsync(void **state)
         bool obeys, obeys_rings;
     } cases[] = {{EXT4_SUPER_MAGIC, true, true}, {XFS_SUPER_MAGIC, true, true},
                  {TMPFS_MAGIC, true, true},      {FUSE_SUPER_MAGIC, false, false},
-                 {BTRFS_MAGIC, true, false},     {NFS_SUPER_MAGIC, true, false}};
+                 {BTRFS_MAGIC, true, false},     {NFS_SUPER_MAGIC, true, false},
+                 {V9FS_MAGIC, false, false},     {SMB2_SUPER_MAGIC, false, false}};
     make_file("open", MiB);
     for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (unsigned b = 0; backend_name(b); b++)

@@ -9,7 +9,6 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <linux/magic.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -215,22 +214,6 @@ static void fua_is_a_durable_write(void **state)
         atomic_store(&syncs, 0);
         CHECK(image_write(image, data, sizeof data, 4096, true) == 0);
         CHECK(atomic_load(&durable_writes) == 0 && atomic_load(&syncs) == 1);
-        image_put(image);
-    }
-    unlink(path);
-}
-
-/* RWF_DSYNC succeeds without a sync on some filesystems. */
-static void fua_relies_on_known_filesystems_only(void **state)
-{
-    static const long types[] = {EXT4_SUPER_MAGIC, NFS_SUPER_MAGIC, V9FS_MAGIC, SMB2_SUPER_MAGIC};
-    make_file("", SIZE);
-    for (unsigned i = 0; i < 4; i++) {
-        struct image *image = open_image(false);
-        image->geometry.fs_type = types[i];
-        atomic_store(&image->flush.no_dsync, false);
-        flush_set_choose(image);
-        CHECK(atomic_load(&image->flush.no_dsync) == (i >= 2));
         image_put(image);
     }
     unlink(path);
@@ -489,7 +472,6 @@ int main(void)
         cmocka_unit_test(nothing_stays_open),
         cmocka_unit_test(two_files_are_two_disks),
         cmocka_unit_test(fua_is_a_durable_write),
-        cmocka_unit_test(fua_relies_on_known_filesystems_only),
         cmocka_unit_test(extents_are_found_each_time),
         cmocka_unit_test(units_that_make_no_sense_are_not_used),
         cmocka_unit_test(an_idle_image_sleeps),

@@ -25,7 +25,7 @@ static int tear_down(void **state)
     return 0;
 }
 
-/* --wrap=write: with fill_first set, a write is interrupted, or finds the eventfd at its maximum. */
+/* --wrap=write: with fill_first set, the write is interrupted, or finds the eventfd full. */
 ssize_t __real_write(int fd, const void *buf, size_t count);
 ssize_t __wrap_write(int fd, const void *buf, size_t count);
 static atomic_bool fill_first;
