@@ -16,7 +16,8 @@ source_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=/usr/bin/python3 # Debian's python3 has libnbd's module; another python3 in PATH may not
 export PYTHONPATH=$source_root/tests/lib PYTHONDONTWRITEBYTECODE=1
 
-dir=$(mktemp -d "${TMPDIR:-/var/tmp}/aiodisk-test.XXXXXX")
+# As the kernel names it in /proc.
+dir=$(realpath "$(mktemp -d "${TMPDIR:-/var/tmp}/aiodisk-test.XXXXXX")")
 pids=() mounts=() cgroups=()
 declare -A loops=()
 
