@@ -155,13 +155,30 @@ def is_nbdkits_own_abort(server):
         "connections.c" in log and "Sanitizer" not in log
 
 
+def write(server, h, content, offset, data):
+    """Writes; if the server ends meanwhile, each byte is the old one or the new one."""
+    part = slice(offset - HALF, offset - HALF + len(data))
+    found = data
+    try:
+        h.pwrite(data, offset)
+    except nbd.Error:
+        wait_until(server.ended, "the end of a server that refuses a good client", 10)
+        with open(target, "rb") as file:
+            file.seek(offset)
+            found = file.read(len(data))
+        assert all(byte in pair for byte, *pair in zip(found, content[part], data)), \
+            f"neither the old nor the new data at {offset}"
+        raise
+    finally:
+        content[part] = found
+
+
 def check_good_client(server, content):
     """A good client: writes, reads back, and reads what earlier good clients have written."""
     h = server.connect()
     offset = HALF + rnd.randrange(HALF - 70000)
     data = rnd.randbytes(rnd.choice([1, 512, 4095, 65537]))
-    h.pwrite(data, offset)
-    content[offset - HALF:offset - HALF + len(data)] = data
+    write(server, h, content, offset, data)
     start = rnd.randrange(HALF - 100000)
     assert h.pread(100000, HALF + start) == content[start:start + 100000], \
         f"the good client read wrong data at {HALF + start}"

@@ -35,7 +35,7 @@ replay() {
         $size >>"$dir/load" || fail_with "$log" "the load failed: seed $number, $*"
     stop
     wait_for 10 umount "$dir/mnt"
-    losetup -d "$loop"
+    drop_loop "$loop"
     end_logged_disk
     "$python" "$here/log-replay.py" check-image "$write_log" "$dir/state" "$number" "$samples" \
         "$dir/replayed" >"$dir/found" 2>&1 || status=1

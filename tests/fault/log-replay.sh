@@ -54,7 +54,7 @@ replay_ext4() {
     "$python" "$here/log-ext4.py" load "$dir/mnt" "$write_log" "$dir/state" "$number" \
         >>"$dir/load" || fail_with "$log" "the load of an ext4 failed: seed $number, $*"
     wait_for 10 umount "$dir/mnt"
-    losetup -d "$loop"
+    drop_loop "$loop"
     wait_for 10 umount "$dir/client"
     stop
     end_logged_disk

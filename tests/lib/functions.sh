@@ -34,8 +34,12 @@ end_processes() {
     for i in "${pids[@]}"; do wait "$i" 2>/dev/null; done
 }
 
-# backing_of LOOP: device and inode number of the file below.
-backing_of() { losetup -nO BACK-MAJ:MIN,BACK-INO "$1" 2>/dev/null; }
+# drop_loop LOOP: detaches a device of make_loop, which may belong to another test from then on.
+drop_loop() {
+    unset "loops[$1]"
+    blockdev --setrw "$1" 2>/dev/null || true # the flag would stay with the device
+    losetup -d "$1"
+}
 
 # A test that changes more than the registered things defines before_cleanup() to undo the change.
 cleanup() {
@@ -45,12 +49,7 @@ cleanup() {
     if declare -F before_cleanup >/dev/null; then before_cleanup; fi
     end_processes
     for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount -l "${mounts[i]}" 2>/dev/null; done
-    for i in "${!loops[@]}"; do
-        # A device that the test has detached may belong to another test by now.
-        [ "$(backing_of "$i")" = "${loops[$i]}" ] || continue
-        blockdev --setrw "$i" 2>/dev/null # the flag would stay with the device
-        losetup -d "$i"
-    done
+    for i in "${!loops[@]}"; do drop_loop "$i"; done
     for i in "${cgroups[@]}"; do rmdir "$i" 2>/dev/null; done
     rm -rf "$dir"
     exit "$status"
@@ -174,7 +173,7 @@ make_loop() {
     shift
     need_root "loop devices"
     loop=$(losetup --show -f "$@" "$file")
-    loops[$loop]=$(backing_of "$loop")
+    loops[$loop]=1
     # A killed test may have left the device read-only with blockdev --setro.
     [[ " $* " = *" -r "* ]] || blockdev --setrw "$loop"
 }

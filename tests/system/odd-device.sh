@@ -59,5 +59,5 @@ for cache in default none; do
         stop
         [ "$(lines)" = 0 ] || fail_with "$log" "$(lines) lines in the log"
     fi
-    losetup -d "$loop"
+    drop_loop "$loop"
 done

@@ -200,7 +200,7 @@ resize_loop() {
         start loop "$loop" $way
         "$python" resize.py "$uri" disk.img "$loop"
         stop
-        losetup -d "$loop"
+        drop_loop "$loop"
     done
 }
 
