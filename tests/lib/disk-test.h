@@ -9,6 +9,7 @@
 
 #include "tests/lib/pool-test.h"
 
+#include <errno.h>
 #include <fcntl.h>
 
 #include "plugin/disk/image-table.h"
@@ -53,6 +54,13 @@ static inline struct image *open_image(bool direct)
     CHECK(try_open_with(&image, (struct image_options){.direct = direct, .locking = LOCKING_OFF}) ==
           0);
     return image;
+}
+
+/* What a wrapped call returns for 0 or an errno. */
+static inline int answer(int err)
+{
+    errno = err;
+    return err ? -1 : 0;
 }
 
 /* --- The calls that a test counts --- */

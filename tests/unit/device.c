@@ -4,12 +4,11 @@
  *
  * The wrapped calls of libc play the device; its bytes are a file.
  */
-#include "tests/lib/disk-test.h"
+#include "tests/unit/counted-writes.h"
 
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 
 #ifndef BLKGETDISKSEQ
 #define BLKGETDISKSEQ _IOR(0x12, 128, uint64_t)
@@ -38,12 +37,6 @@ int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct stat
     stx->stx_mask &= ~(unsigned)STATX_DIOALIGN;
 #endif
     return r;
-}
-
-static int answer(int err)
-{
-    errno = err;
-    return err ? -1 : 0;
 }
 
 int __wrap_ioctl(int fd, unsigned long command, void *p);
@@ -85,22 +78,6 @@ int __wrap_fallocate64(int fd, int mode, off_t offset, off_t length)
 {
     count_range(FALLOCATE, (uint64_t)offset, (uint64_t)length);
     return answer(device.fallocate_errno);
-}
-
-int __real_fdatasync(int fd);
-int __wrap_fdatasync(int fd);
-int __wrap_fdatasync(int fd)
-{
-    count(SYNC);
-    return __real_fdatasync(fd);
-}
-
-ssize_t __real_pwritev64(int fd, const struct iovec *iov, int n, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset)
-{
-    count(WRITE);
-    return __real_pwritev64(fd, iov, n, offset);
 }
 
 FILE *__real_fopen64(const char *name, const char *mode);

@@ -32,12 +32,9 @@ static struct image *open_on(const char *backend)
 {
     const struct room_config room = {
         .backend = backend, .max_threads = 4, .queue_depth = 4, .helping = true};
-    const struct image_options options = {.room = &room, .direct = true, .locking = LOCKING_OFF};
-    char why[LOG_LINE_SIZE];
     struct image *image;
-    int fd = open(path, O_PATH | O_CLOEXEC);
-    CHECK(fd >= 0 && image_get(fd, path, &options, &image, why) == 0);
-    close(fd);
+    CHECK(try_open_with(&image, (struct image_options){
+                                    .room = &room, .direct = true, .locking = LOCKING_OFF}) == 0);
     return image;
 }
 
@@ -68,6 +65,7 @@ static void use(struct image *image)
 static int setup(void **state)
 {
     memset(&fake, 0, sizeof fake);
+    memset(&file, 0, sizeof file);
     make_file("disk-answers", SIZE);
     return 0;
 }
@@ -130,7 +128,7 @@ static void preferred_blocks_are_those_of_nbd(void **state)
     static const unsigned cases[][2] = {
         {256, 512}, {3000, 4096}, {65536, 65536}, {64 * MiB, 32 * MiB}};
     for (unsigned i = 0; i < 4; i++) {
-        fake.preferred = cases[i][0];
+        file.preferred = cases[i][0];
         struct image *image = open_image(false);
         CHECK(image->geometry.preferred_block == cases[i][1]);
         image_put(image);
@@ -143,7 +141,7 @@ static void units_without_statx(void **state)
     static const uint32_t xfs[][3] = {
         {512, 512, 512}, {4096, 512, 4096}, {3, 512, 0}, {512, 3, 0}, {131072, 512, 0}};
     static const int sectors[][2] = {{4096, 4096}, {520, 0}, {-1, 0}};
-    fake.no_dioalign = true;
+    file.no_dioalign = true;
     for (unsigned i = 0; i < 5; i++) {
         fake.xfs_unit = xfs[i][0];
         fake.xfs_memory = xfs[i][1];
@@ -154,7 +152,7 @@ static void units_without_statx(void **state)
             CHECK(image->geometry.align <= 4096); /* found by trial */
         use(image);
     }
-    fake.block = true;
+    file.block = true;
     for (unsigned i = 0; i < 3; i++) {
         fake.sector = sectors[i][0];
         struct image *image = open_image(true);
@@ -167,7 +165,7 @@ static void units_without_statx(void **state)
 
 static void a_file_without_direct_io(void **state)
 {
-    fake.no_direct = true;
+    file.no_direct = true;
     struct image *image = open_image(true);
     CHECK(!image->direct && strstr(warning, "the page cache is used"));
     use(image);
@@ -177,7 +175,7 @@ static void a_file_without_direct_io(void **state)
 static void a_folio_that_is_not_split(void **state)
 {
     char data[512] = {0};
-    fake.fs_type = EXT4_SUPER_MAGIC;
+    file.fs_type = EXT4_SUPER_MAGIC;
     for (int refused = 0; refused < 2; refused++) {
         fake.populate = refused ? EINVAL : 0;
         forget_calls();
@@ -243,9 +241,9 @@ static void which_descriptors_stand_for_others(void **state)
         int fd = open(path, cases[i].own | O_CLOEXEC);
         if (fd < 0 && cases[i].own & O_DIRECT)
             continue; /* no O_DIRECT on this filesystem */
-        fake.open = EACCES;
+        file.open_errno = EACCES;
         int other = fd_reopen_or_duplicate(fd, cases[i].wanted);
-        fake.open = 0;
+        file.open_errno = 0;
         CHECK(cases[i].works ? other >= 0 : other == -EACCES);
         if (other >= 0)
             close(other);

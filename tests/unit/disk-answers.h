@@ -10,15 +10,13 @@
 #ifndef AIODISK_DISK_ANSWERS_H
 #define AIODISK_DISK_ANSWERS_H
 
-#include "tests/lib/disk-test.h"
+#include "tests/unit/fake-file.h"
 
 #include <libaio.h>
 #include <liburing.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/uio.h>
 
 #include "backends/ring.h"
@@ -28,13 +26,9 @@
 
 /* 0, NULL or false: the kernel's own answer. */
 static struct {
-    long fs_type;
-    blksize_t preferred;              /* st_blksize */
-    bool no_dioalign, no_direct;      /* statx(2) has no answer; or: no direct I/O */
-    uint32_t xfs_unit, xfs_memory;    /* XFS_IOC_DIOINFO */
-    bool block;                       /* the file is a block device */
-    int sector;                       /* of the device; -1: unknown */
-    int lock, advice, open, populate; /* errno */
+    uint32_t xfs_unit, xfs_memory; /* XFS_IOC_DIOINFO */
+    int sector;                    /* of file.block; -1: unknown */
+    int lock, advice, populate;    /* errno */
     bool writes_nothing;
     int missing_op;   /* of io_uring, and 1 + the operation */
     bool no_fdsync;   /* of libaio */
@@ -42,50 +36,6 @@ static struct {
     int ring_error;   /* what each request of a ring ends with */
     bool interrupted; /* io_getevents(2), once */
 } fake;
-
-static int answer(int err)
-{
-    errno = err;
-    return -1;
-}
-
-int __real_fstatfs64(int fd, struct statfs *fs);
-int __wrap_fstatfs64(int fd, struct statfs *fs);
-int __wrap_fstatfs64(int fd, struct statfs *fs)
-{
-    int r = __real_fstatfs64(fd, fs);
-    if (fake.fs_type)
-        fs->f_type = fake.fs_type;
-    return r;
-}
-
-int __real_fstat64(int fd, struct stat *st);
-int __wrap_fstat64(int fd, struct stat *st);
-int __wrap_fstat64(int fd, struct stat *st)
-{
-    int r = __real_fstat64(fd, st);
-    if (fake.preferred)
-        st->st_blksize = fake.preferred;
-    return r;
-}
-
-int __real_statx(int fd, const char *name, int flags, unsigned mask, struct statx *stx);
-int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct statx *stx);
-int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct statx *stx)
-{
-    int r = __real_statx(fd, name, flags, mask, stx);
-    if (fake.block)
-        stx->stx_mode = S_IFBLK | 0600;
-#ifdef STATX_DIOALIGN
-    if (fake.no_dioalign)
-        stx->stx_mask &= ~(unsigned)STATX_DIOALIGN;
-    if (fake.no_direct) {
-        stx->stx_mask |= STATX_DIOALIGN;
-        stx->stx_dio_offset_align = stx->stx_dio_mem_align = 0;
-    }
-#endif
-    return r;
-}
 
 int __real_ioctl(int fd, unsigned long command, void *p);
 int __wrap_ioctl(int fd, unsigned long command, void *p);
@@ -95,7 +45,7 @@ int __wrap_ioctl(int fd, unsigned long command, void *p)
         memcpy(p, (uint32_t[3]){fake.xfs_memory, fake.xfs_unit, 1 << 20}, 12);
         return 0;
     }
-    if (!fake.block)
+    if (!file.block)
         return __real_ioctl(fd, command, p);
     switch (command) {
     case BLKGETSIZE64:
@@ -103,7 +53,7 @@ int __wrap_ioctl(int fd, unsigned long command, void *p)
         return 0;
     case BLKSSZGET:
         *(int *)p = fake.sector > 0 ? fake.sector : 64;
-        return fake.sector > 0 ? 0 : answer(ENOTTY);
+        return answer(fake.sector > 0 ? 0 : ENOTTY);
     default:
         return answer(ENOTTY);
     }
@@ -114,22 +64,6 @@ int __wrap_fcntl64(int fd, int command, void *p);
 int __wrap_fcntl64(int fd, int command, void *p)
 {
     return command == F_OFD_SETLK && fake.lock ? answer(fake.lock) : __real_fcntl64(fd, command, p);
-}
-
-int __real_open64(const char *name, int flags, int mode);
-int __wrap_open64(const char *name, int flags, int mode);
-int __wrap_open64(const char *name, int flags, int mode)
-{
-    if (fake.open && strncmp(name, "/proc/self/fd/", 14) == 0)
-        return answer(fake.open);
-    return __real_open64(name, flags, mode);
-}
-
-/* The same, as _FORTIFY_SOURCE calls it. */
-int __wrap___open64_2(const char *name, int flags);
-int __wrap___open64_2(const char *name, int flags)
-{
-    return __wrap_open64(name, flags, 0);
 }
 
 int __real_posix_fadvise64(int fd, off_t at, off_t n, int advice);

@@ -3,9 +3,7 @@
  * many at once.  Each is a promise about speed, space or other requests, and no client sees it in
  * the bytes.
  */
-#include "tests/lib/disk-test.h"
-
-#include <sys/uio.h>
+#include "tests/unit/counted-writes.h"
 
 #include "tests/lib/silent-log.h"
 
@@ -28,22 +26,6 @@ int __wrap_fallocate64(int fd, int mode, off_t offset, off_t length)
     }
     errno = atomic_load(&error);
     return errno ? -1 : __real_fallocate64(fd, mode, offset, length);
-}
-
-int __real_fdatasync(int fd);
-int __wrap_fdatasync(int fd);
-int __wrap_fdatasync(int fd)
-{
-    count(SYNC);
-    return __real_fdatasync(fd);
-}
-
-ssize_t __real_pwritev64(int fd, const struct iovec *iov, int n, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset)
-{
-    count(WRITE);
-    return __real_pwritev64(fd, iov, n, offset);
 }
 
 /* --- The tests --- */

@@ -4,89 +4,25 @@
  *
  * The wrapped calls of libc play the filesystem and the kernel, or fail.
  */
-#include "tests/lib/disk-test.h"
+#include "tests/unit/fake-file.h"
 
 #include <linux/magic.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
 #include <sys/utsname.h>
 
 #define BTRFS_MAGIC 0x9123683e
 
 /* --- The functions that the program wraps --- */
 
-/* Set while no image is opened. */
-static struct {
-    int flags, flags_errno; /* open(2) with these flags fails */
-    int statx_errno, fstat_errno;
-    unsigned dio_offset, dio_mem; /* of statx(2), or 0 */
-    long type;                    /* of statfs(2), or 0 */
-    long block;                   /* of statfs(2), or 0 */
-    const char *release;          /* of uname(2), or NULL */
-} fake;
-
-static bool is_denied(int flags)
-{
-    errno = fake.flags_errno;
-    return fake.flags_errno && (flags & fake.flags) == fake.flags;
-}
-
-int __real_open64(const char *name, int flags, int mode);
-int __wrap_open64(const char *name, int flags, int mode);
-int __wrap_open64(const char *name, int flags, int mode)
-{
-    return is_denied(flags) ? -1 : __real_open64(name, flags, mode);
-}
-
-/* The same, as _FORTIFY_SOURCE calls it. */
-int __wrap___open64_2(const char *name, int flags);
-int __wrap___open64_2(const char *name, int flags)
-{
-    return is_denied(flags) ? -1 : __real_open64(name, flags, 0);
-}
-
-int __real_statx(int fd, const char *name, int flags, unsigned mask, struct statx *stx);
-int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct statx *stx);
-int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct statx *stx)
-{
-    int r = __real_statx(fd, name, flags, mask, stx);
-#ifdef STATX_DIOALIGN
-    if (fake.dio_offset && mask & STATX_DIOALIGN) {
-        stx->stx_mask |= STATX_DIOALIGN;
-        stx->stx_dio_offset_align = fake.dio_offset;
-        stx->stx_dio_mem_align = fake.dio_mem;
-    }
-#endif
-    errno = fake.statx_errno;
-    return errno ? -1 : r;
-}
-
-int __real_fstat64(int fd, struct stat *st);
-int __wrap_fstat64(int fd, struct stat *st);
-int __wrap_fstat64(int fd, struct stat *st)
-{
-    errno = fake.fstat_errno;
-    return errno ? -1 : __real_fstat64(fd, st);
-}
-
-int __real_fstatfs64(int fd, struct statfs *fs);
-int __wrap_fstatfs64(int fd, struct statfs *fs);
-int __wrap_fstatfs64(int fd, struct statfs *fs)
-{
-    int r = __real_fstatfs64(fd, fs);
-    fs->f_type = fake.type ? fake.type : fs->f_type;
-    fs->f_bsize = fake.block ? fake.block : fs->f_bsize;
-    return r;
-}
+static const char *release; /* of uname(2); NULL: the kernel's own answer */
 
 int __real_uname(struct utsname *name);
 int __wrap_uname(struct utsname *name);
 int __wrap_uname(struct utsname *name)
 {
     int r = __real_uname(name);
-    if (fake.release)
-        snprintf(name->release, sizeof name->release, "%s", fake.release);
-    return fake.release && !fake.release[0] ? -1 : r;
+    if (release)
+        snprintf(name->release, sizeof name->release, "%s", release);
+    return release && !release[0] ? -1 : r;
 }
 
 void log_warning(const char *format, ...)
@@ -100,7 +36,8 @@ void log_debug(const char *format, ...)
 
 static void play_nothing(void)
 {
-    memset(&fake, 0, sizeof fake);
+    memset(&file, 0, sizeof file);
+    release = NULL;
 }
 
 /* --- The tests --- */
@@ -113,8 +50,8 @@ static void errors_of_opens_for_writing(void **state)
     for (unsigned i = 0; i < 6; i++) {
         struct image *image;
         unsigned before = descriptors();
-        fake.flags = O_RDWR;
-        fake.flags_errno = errors[i];
+        file.open_flags = O_RDWR;
+        file.open_errno = errors[i];
         int r = try_open_with(&image, (struct image_options){.locking = LOCKING_OFF});
         CHECK(r == (i < 3 ? 0 : -errors[i]));
         if (r == 0) {
@@ -143,8 +80,8 @@ static void errors_of_direct_opens(void **state)
         for (int inherited = 0; inherited < 2; inherited++) {
             struct image *image;
             unsigned before = descriptors();
-            fake.flags = O_DIRECT;
-            fake.flags_errno = cases[i].err;
+            file.open_flags = O_DIRECT;
+            file.open_errno = cases[i].err;
             int r = try_open_with(&image, (struct image_options){.direct = true,
                                                                  .inherited = inherited,
                                                                  .locking = LOCKING_OFF});
@@ -167,7 +104,7 @@ static void errors_of_attributes(void **state)
     make_file("open", MiB);
     unsigned before = descriptors();
     for (int i = 0; i < 2; i++) {
-        *(i ? &fake.fstat_errno : &fake.statx_errno) = EIO;
+        *(i ? &file.fstat_errno : &file.statx_errno) = EIO;
         CHECK(try_open_with(&image, (struct image_options){.locking = LOCKING_OFF}) == -EIO);
         CHECK(descriptors() == before);
         play_nothing();
@@ -187,7 +124,7 @@ static void extents_without_a_size(void **state)
     struct image *image = open_image(false);
     for (int maps = 0; maps < 2; maps++) {
         image->extents.maps = maps;
-        fake.fstat_errno = EIO;
+        file.fstat_errno = EIO;
         CHECK(image_extents(image, MiB, 0, false, add_extent, NULL) == -EIO);
         play_nothing();
         CHECK(image_extents(image, MiB, 0, false, add_extent, NULL) == 1);
@@ -212,8 +149,8 @@ static void kernels_that_map_alike(void **state)
     };
     make_file("open", MiB);
     for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        fake.release = cases[i].release;
-        fake.type = cases[i].type;
+        release = cases[i].release;
+        file.fs_type = cases[i].type;
         struct image *image = open_image(false);
         CHECK(image->extents.maps == cases[i].maps);
         CHECK(image->folio.splits == (cases[i].type == EXT4_SUPER_MAGIC));
@@ -240,7 +177,7 @@ static void filesystems_that_obey_dsync(void **state)
                 const struct room_config room = {
                     .backend = backend_name(b), .max_threads = 4, .queue_depth = 4};
                 struct image *image;
-                fake.type = cases[i].type;
+                file.fs_type = cases[i].type;
                 CHECK(try_open_with(&image, (struct image_options){.room = &room,
                                                                    .direct = direct,
                                                                    .locking = LOCKING_OFF}) == 0);
@@ -264,7 +201,7 @@ static void granules_of_filesystems(void **state)
     make_file("open", MiB);
     for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (int direct = 0; direct < 2; direct++) {
-            fake.block = cases[i].block;
+            file.fs_block = cases[i].block;
             struct image *image = open_image(direct);
             const struct geometry *g = &image->geometry;
             unsigned least = g->align > page ? g->align : page;
@@ -288,8 +225,8 @@ static void direct_io_of_odd_files(void **state)
     image_put(image);
 #ifdef STATX_DIOALIGN
     for (unsigned mem = 1; direct && mem <= 4096; mem *= 2) {
-        fake.dio_offset = align;
-        fake.dio_mem = mem;
+        file.dio_offset = align;
+        file.dio_mem = mem;
         image = open_image(true);
         CHECK(image->geometry.align == align);
         CHECK(align >= 4096 || image->geometry.mem_align == mem);

@@ -5,23 +5,17 @@
  *
  * The test's thread makes the requests.  Wrapped calls of libc stop it or change its answer.
  */
-#include "tests/lib/pool-test.h"
+#include "tests/lib/disk-test.h"
 
-#include <fcntl.h>
 #include <linux/falloc.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
 #include "plugin/disk/health.h"
-#include "plugin/disk/image-table.h"
-#include "plugin/disk/image.h"
 #include "tests/lib/silent-log.h"
 
-#define KiB 1024u
-#define SIZE ((uint64_t)1024 * KiB)
-
-static char path[256];
+#define SIZE ((uint64_t)MiB)
 
 /* --- The functions that the program wraps --- */
 
@@ -92,41 +86,19 @@ int __wrap_statx(int fd, const char *name, int flags, unsigned mask, struct stat
 
 /* --- Images --- */
 
-static void make_file(const char *suffix, uint64_t size)
-{
-    const char *directory = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%s/aiodisk-disk-%d%s", directory ? directory : "/var/tmp",
-             (int)getpid(), suffix);
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    CHECK(fd >= 0 && ftruncate(fd, size) == 0);
-    close(fd);
-}
-
 static void set_size(uint64_t size)
 {
     CHECK(truncate(path, size) == 0);
 }
 
-/* Returns 0 or the -errno of image_get. */
+/* As try_open_with. */
 static int try_open(struct image **image, const char *backend, bool direct,
                     enum locking_mode locking)
 {
     const struct room_config room = {
         .backend = backend, .max_threads = 4, .queue_depth = 4, .helping = true};
-    const struct image_options options = {.room = &room, .direct = direct, .locking = locking};
-    char why[LOG_LINE_SIZE];
-    int fd = open(path, O_PATH | O_CLOEXEC);
-    CHECK(fd >= 0);
-    int r = image_get(fd, path, &options, image, why);
-    close(fd);
-    return r;
-}
-
-static struct image *open_image(bool direct)
-{
-    struct image *image;
-    CHECK(try_open(&image, "threads", direct, LOCKING_OFF) == 0);
-    return image;
+    return try_open_with(
+        image, (struct image_options){.room = &room, .direct = direct, .locking = locking});
 }
 
 /* libaio's rings are mappings of a file of this name. */
@@ -149,7 +121,7 @@ static unsigned kernel_rings(void)
  */
 static void nothing_stays_open(void **state)
 {
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (unsigned i = 0; backend_name(i); i++) {
         struct image *image, *same;
         if (try_open(&image, backend_name(i), true, LOCKING_OFF) < 0)
@@ -177,10 +149,10 @@ static void two_files_are_two_disks(void **state)
     char first[sizeof path];
     bool same_birth = false;
     for (int i = 0; i < 1000 && !same_birth; i++) {
-        make_file("-a", SIZE);
+        make_file("disk-a", SIZE);
         memcpy(first, path, sizeof path);
         struct image *a = open_image(false);
-        make_file("", SIZE);
+        make_file("disk", SIZE);
         struct image *b = open_image(false);
         CHECK(a != b && !image_key_equal(&a->key, &b->key));
         same_birth = a->key.birth == b->key.birth;
@@ -195,7 +167,7 @@ static void two_files_are_two_disks(void **state)
 static void fua_is_a_durable_write(void **state)
 {
     static char data[4096] __attribute__((aligned(4096)));
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (int direct = 0; direct < 2; direct++) {
         struct image *image = open_image(direct);
         atomic_store(&durable_writes, 0);
@@ -225,7 +197,7 @@ static void fua_is_a_durable_write(void **state)
 static void a_sync_beside_a_failed_sync_fails(void **state)
 {
     char data[512] = {0};
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     current = open_image(false);
     CHECK(image_write(current, data, sizeof data, 0, false) == 0);
     fails_meanwhile = true;
@@ -244,7 +216,7 @@ static void a_sync_beside_a_failed_sync_fails(void **state)
 static void a_refused_fast_zero_punches_no_hole(void **state)
 {
     static const int refusals[] = {EOPNOTSUPP, ENOSYS, ENODEV};
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (unsigned i = 0; i < 3; i++) {
         struct image *image = open_image(false);
         refusal = refusals[i];
@@ -261,7 +233,7 @@ static void a_refused_fast_zero_punches_no_hole(void **state)
 /* A trim beyond the end of a file that has become shorter: also one that begins at the end. */
 static void a_trim_beyond_the_end_succeeds(void **state)
 {
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (int direct = 0; direct < 2; direct++) {
         set_size(SIZE);
         struct image *image = open_image(direct);
@@ -297,7 +269,7 @@ static void a_write_waits_while_the_image_grows(void **state)
     struct range everything = {.start = 0, .end = UINT64_MAX, .exclusive = true};
     char found[300];
     pthread_t thread;
-    make_file("", SIZE + 300);
+    make_file("disk", SIZE + 300);
     struct image *image = open_image(true);
     if (image->direct) {
         struct growing_write w = {.image = image};
@@ -327,7 +299,7 @@ static void a_foreign_lock_is_respected(void **state)
 {
     struct flock byte = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 100, .l_len = 200};
     struct image *image;
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     CHECK(fd >= 0 && fcntl(fd, F_OFD_SETLK, &byte) == 0);
     CHECK(try_open(&image, "threads", false, LOCKING_AUTO) == -EBUSY);
@@ -342,7 +314,7 @@ static void a_foreign_lock_is_respected(void **state)
 /* An image that no other thread uses is closed while a prefetch is in flight. */
 static void a_close_ends_the_prefetches(void **state)
 {
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (int round = 0; round < ROUNDS(100); round++) {
         struct image *image = open_image(false);
         image_prefetch(image, SIZE, 0);
@@ -369,7 +341,7 @@ static void *open_and_close(void *opaque)
 static void clients_come_and_go(void **state)
 {
     pthread_t threads[4];
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (unsigned i = 0; i < 4; i++)
         CHECK(pthread_create(&threads[i], NULL, open_and_close, i % 2 ? threads : NULL) == 0);
     for (unsigned i = 0; i < 4; i++)
@@ -398,7 +370,7 @@ static uint64_t data_of(struct image *image)
 static void extents_are_found_each_time(void **state)
 {
     static char data[4096];
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     struct image *image = open_image(false);
     memset(data, 1, sizeof data);
     CHECK(image_write(image, data, sizeof data, SIZE / 2, false) == 0);
@@ -418,7 +390,7 @@ static void units_that_make_no_sense_are_not_used(void **state)
 {
     static const unsigned answers[][2] = {{3, 4}, {4096, 3}, {65536, 512}, {131072, 512}};
     char data[512];
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (unsigned i = 0; i < sizeof answers / sizeof answers[0]; i++) {
         offset_align = answers[i][0];
         mem_align = answers[i][1];
@@ -451,7 +423,7 @@ int __wrap_epoll_wait(int fd, struct epoll_event *events, int count, int timeout
 static void an_idle_image_sleeps(void **state)
 {
     char data[512];
-    make_file("", SIZE);
+    make_file("disk", SIZE);
     for (unsigned i = 0; backend_name(i); i++) {
         struct image *image;
         if (try_open(&image, backend_name(i), true, LOCKING_OFF) < 0)

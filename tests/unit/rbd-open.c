@@ -311,52 +311,46 @@ static void *leave(void *opaque)
     return NULL;
 }
 
-/* The cluster is silent while an image is opened, closed, or its new size is read: a second client
- * waits for a bounded time, and gets the image when the cluster goes on.
+/* While the cluster is silent in the call that is held, a client without patience is told so;
+ * another one waits, and gets the image when the cluster goes on.
  */
+static void come_while_silent(struct client *patient, const char *what, pthread_t *held)
+{
+    struct disk *d;
+    image_name.timeout_s = 0;
+    CHECK(try_get(&d, CEPH_LOCK_AUTO, false) == -ETIMEDOUT && strstr(why, what));
+    image_name.timeout_s = 30;
+    CHECK(pthread_create(&patient->thread, NULL, come, patient) == 0);
+    sleep_us(5000);
+    fake_go_on();
+    if (held)
+        pthread_join(*held, NULL);
+    pthread_join(patient->thread, NULL);
+    CHECK(patient->result == 0);
+}
+
+/* The cluster is silent while an image is opened, closed, or its new size is read. */
 static void a_silent_cluster_is_waited_for(void **state)
 {
     struct client first, second;
-    struct disk *d;
     fake_reset(MiB);
     fake_hold("rbd_open");
     CHECK(pthread_create(&first.thread, NULL, come, &first) == 0);
     WAIT_UNTIL(fake_held() == 1);
-    image_name.timeout_s = 0;
-    CHECK(try_get(&d, CEPH_LOCK_AUTO, false) == -ETIMEDOUT && strstr(why, "open or close"));
-    image_name.timeout_s = 30;
-    CHECK(pthread_create(&second.thread, NULL, come, &second) == 0);
-    sleep_us(5000);
-    fake_go_on();
-    pthread_join(first.thread, NULL);
-    pthread_join(second.thread, NULL);
-    CHECK(first.result == 0 && second.result == 0 && first.disk == second.disk);
+    come_while_silent(&second, "open or close", &first.thread);
+    CHECK(first.result == 0 && first.disk == second.disk);
     put(second.disk);
 
     fake_hold("rbd_get_size");
-    image_name.timeout_s = 0;
-    CHECK(try_get(&d, CEPH_LOCK_AUTO, false) == -ETIMEDOUT && strstr(why, "its new size"));
-    image_name.timeout_s = 30;
     fake.size = 2 * MiB;
-    CHECK(pthread_create(&second.thread, NULL, come, &second) == 0);
-    sleep_us(5000);
-    fake_go_on();
-    pthread_join(second.thread, NULL);
-    CHECK(second.result == 0 && second.disk->ops->size(second.disk) == 2 * MiB);
+    come_while_silent(&second, "its new size", NULL);
+    CHECK(second.disk->ops->size(second.disk) == 2 * MiB);
     put(second.disk);
 
     fake_hold("rbd_close");
     CHECK(pthread_create(&first.thread, NULL, leave, first.disk) == 0);
     WAIT_UNTIL(fake_held() == 1);
-    image_name.timeout_s = 0;
-    CHECK(try_get(&d, CEPH_LOCK_AUTO, false) == -ETIMEDOUT && strstr(why, "open or close"));
-    image_name.timeout_s = 30;
-    CHECK(pthread_create(&second.thread, NULL, come, &second) == 0);
-    sleep_us(5000);
-    fake_go_on();
-    pthread_join(first.thread, NULL);
-    pthread_join(second.thread, NULL);
-    CHECK(second.result == 0);
+    come_while_silent(&second, "open or close", &first.thread);
     put(second.disk);
 }
 
