@@ -61,7 +61,7 @@ release_client
 wait_for 10 holds 0
 qemu_writes 17 || fail_with "$dir/out" "QEMU does not get the lock"
 # The kernel may drop a file that io_uring used shortly after the server has closed the descriptor.
-wait_for 20 umount "$mnt"
+wait_for 5 umount "$mnt"
 mount "$device" "$mnt"
 client works 17
 wait_for 10 holds 0
@@ -82,7 +82,7 @@ wait_for 10 holds 0
 say "file= $*: a failed flush is remembered when the image is closed and opened again"
 client fails "" xfs_io -x -c shutdown "$mnt"
 wait_for 10 holds 0
-wait_for 20 umount "$mnt"
+wait_for 5 umount "$mnt"
 mount "$device" "$mnt"
 sync "$image" || fail "the filesystem is not whole again, so this test proves nothing"
 client fails ""
