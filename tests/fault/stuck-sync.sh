@@ -4,6 +4,7 @@
 # an xfs, whose disk is a file of nbdfuse, which is stopped (SIGSTOP) under a flush and a FUA write.
 # On xfs io_uring writes into the page cache at once, and the kernel then makes the sync of the FUA
 # write on the thread that submits, so that a ring must not get such a write.
+#
 # stuck-sync.sh PARAMETERS...
 . "$(dirname "$0")/../lib/functions.sh"
 need_root "a FUSE mount"
@@ -22,13 +23,13 @@ mount -o noatime "$loop" "$dir/xfs"
 mounts+=("$dir/xfs")
 dd if=/dev/urandom of="$dir/xfs/disk" bs=1M count=24 conv=fsync status=none
 
-thaw() { kill -CONT "$fuse" 2>/dev/null || true; }
-trap 'status=$?; set +e; thaw; (exit $status); cleanup' EXIT
+before_cleanup() { kill -CONT "$fuse" 2>/dev/null; } # nbdkit cannot end while its sync hangs
 
 start server "$dir/xfs/disk" "$@"
 say "$*: reads while a FUA write and a flush hang"
 "$python" - "$dir/server.sock" "$fuse" <<'P' || fail "see above"
 import nbd, os, signal, sys, time
+from servers import freeze
 
 WRITES, STRIDE = 10, 2 << 20  # no two in one folio of the page cache
 LIMIT = 5  # seconds for a read from the page cache
@@ -41,7 +42,7 @@ def connect():
 
 writer, reader = connect(), connect()
 before = reader.pread(2 << 20, 0)
-os.kill(fuse, signal.SIGSTOP)
+freeze(fuse)
 data = bytes([0x5a]) * 4096
 stuck = []
 # io_uring passes a write on that has to change the time of the file: the first one in a tick.
