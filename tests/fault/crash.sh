@@ -10,11 +10,7 @@
 export AIODISK_CORKED=${AIODISK_LIAR:?is not set: run the test through meson test} # is preloaded
 . "$(dirname "$0")/../lib/functions.sh"
 kind=$1 rounds=$2 seed=${3:-$RANDOM}
-ways=()
-for cache in default none; do
-    for backend in $(working_backends); do ways+=("cache=$cache backend=$backend"); done
-    ways+=("cache=$cache dispatch=pool")
-done
+all_ways default none
 make_fs "$kind" 400M
 fs_loop=$loop
 umount "$mnt"

@@ -12,6 +12,7 @@
 export AIODISK_CORKED=${AIODISK_LIAR:?is not set: run the test through meson test} # is preloaded
 . "$(dirname "$0")/../lib/functions.sh"
 . "$source_root/tests/lib/logged-disk.sh"
+. "$source_root/tests/lib/replay.sh"
 kind=$1 logs=$2 samples=$3 seed=${4:-$RANDOM}
 mkdir "$dir/mnt" "$dir/replayed"
 mkdir "$dir/replayed/mnt"
@@ -42,36 +43,8 @@ replay() {
     return $status
 }
 
-# caught LIE PARAMETERS...: of at most 5 logs of a server with this lie, one loses data.
-caught() {
-    local lie=$1 i
-    shift
-    for i in {1..5}; do
-        if ! AIODISK_LIE=$lie replay $((seed + 1000 + i)) cache=none "$@"; then
-            grep -q '^lost: slot' "$dir/found" || fail_with "$dir/found" "the check failed"
-            say "caught in log $i: a server that lies about $lie: $(cut -c 1-70 "$dir/found")"
-            return
-        fi
-    done
-    fail "seed $seed: a server that lies about $lie loses nothing, so this test proves nothing"
-}
-
-ways=()
-for cache in none default; do
-    for backend in $(working_backends); do ways+=("cache=$cache backend=$backend"); done
-    ways+=("cache=$cache dispatch=pool")
-done
 caught flush
 caught fua --filter=fua fuamode=discard
 : >"$dir/load"
-for ((i = 0; i < logs; i++)); do
-    # shellcheck disable=SC2086 # a way is several words
-    replay $((seed + i)) ${ways[i % ${#ways[@]}]} ||
-        fail_with "$dir/found" "data are lost: seed $((seed + i)), ${ways[i % ${#ways[@]}]}"
-    cat "$dir/found" >>"$dir/load"
-done
-awk -v logs="$logs" -v seed="$seed" -F '[= ]' '
-    { for (i = 1; i < NF; i += 2) sum[$i] += $(i + 1) }
-    END { printf "%d logs from seed %d:", logs, seed
-          for (name in sum) printf " %d %s", sum[name], name
-          print "; nothing is lost" }' "$dir/load"
+replay_all "$logs" replay "data are lost"
+sum_up "$logs"

@@ -13,12 +13,8 @@
 export AIODISK_CORKED=${AIODISK_LIAR:?is not set: run the test through meson test} # is preloaded
 . "$(dirname "$0")/../lib/functions.sh"
 . "$source_root/tests/lib/logged-disk.sh"
+. "$source_root/tests/lib/replay.sh"
 logs=$1 ext4_logs=$2 samples=$3 seed=${4:-$RANDOM}
-ways=()
-for cache in none default; do
-    for backend in $(working_backends); do ways+=("cache=$cache backend=$backend"); done
-    ways+=("cache=$cache dispatch=pool")
-done
 
 # replay SEED PARAMETERS...: succeeds if the log of random requests is as the model allows.
 replay() {
@@ -63,37 +59,10 @@ replay_ext4() {
     return $status
 }
 
-# caught LIE PARAMETERS...: of at most 5 logs of a server with this lie, one loses data.
-caught() {
-    local lie=$1 i
-    shift
-    for i in {1..5}; do
-        if ! AIODISK_LIE=$lie replay $((seed + 1000 + i)) cache=none "$@"; then
-            say "caught in log $i: a server that lies about $lie: $(cut -c 1-70 "$dir/found")"
-            return
-        fi
-    done
-    fail "seed $seed: a server that lies about $lie loses nothing, so this test proves nothing"
-}
-
 caught flush
 caught zero
 caught fua --filter=fua fuamode=discard # on FUSE the plugin makes FUA of a write and a flush
 : >"$dir/load"
-for ((i = 0; i < logs; i++)); do
-    # shellcheck disable=SC2086 # a way is several words
-    replay $((seed + i)) ${ways[i % ${#ways[@]}]} ||
-        fail_with "$dir/found" "data are lost: seed $((seed + i)), ${ways[i % ${#ways[@]}]}"
-    cat "$dir/found" >>"$dir/load"
-done
-for ((i = 0; i < ext4_logs; i++)); do
-    # shellcheck disable=SC2086 # a way is several words
-    replay_ext4 $((seed + i)) ${ways[i % ${#ways[@]}]} ||
-        fail_with "$dir/found" "an ext4 is damaged: seed $((seed + i)), ${ways[i % ${#ways[@]}]}"
-    cat "$dir/found" >>"$dir/load"
-done
-awk -v logs="$((logs + ext4_logs))" -v seed="$seed" -F '[= ]' '
-    { for (i = 1; i < NF; i += 2) sum[$i] += $(i + 1) }
-    END { printf "%d logs from seed %d:", logs, seed
-          for (name in sum) printf " %d %s", sum[name], name
-          print "; nothing is lost" }' "$dir/load"
+replay_all "$logs" replay "data are lost"
+replay_all "$ext4_logs" replay_ext4 "an ext4 is damaged"
+sum_up $((logs + ext4_logs))

@@ -119,6 +119,16 @@ suspended() { ! grep -sh '^State:' /proc/"$1"/task/*/status | grep -qv 'T (stopp
 # this list is right.
 working_backends() { nbdkit --dump-plugin "$plugin" | sed -n 's/^aiodisk_backends=//p'; }
 
+# all_ways CACHE...: sets the array ways to the parameters of each way to carry requests.
+all_ways() {
+    local cache backend
+    ways=()
+    for cache; do
+        for backend in $(working_backends); do ways+=("cache=$cache backend=$backend"); done
+        ways+=("cache=$cache dispatch=pool")
+    done
+}
+
 # ended PID: the process has ended.
 ended() { ! kill -0 "$1" 2>/dev/null; }
 

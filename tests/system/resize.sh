@@ -170,11 +170,7 @@ old.shutdown()
 print("larger")
 P
 
-ways=()
-for cache in default none; do
-    ways+=("cache=$cache dispatch=pool")
-    for backend in $(working_backends); do ways+=("cache=$cache backend=$backend"); done
-done
+all_ways default none
 
 resize_file() {
     local way
