@@ -74,12 +74,16 @@ static void *complete(void *opaque)
 
 static int open_image(rbd_image_t *image)
 {
-    fake.owed++;
     *image = &fake;
     pthread_mutex_lock(&fake_lock);
-    int r = open_images++ == 0 ? pthread_create(&thread, NULL, complete, NULL) : 0;
+    open_images++; /* before the thread looks */
+    int r = open_images == 1 ? pthread_create(&thread, NULL, complete, NULL) : 0;
+    if (r == 0)
+        fake.owed++;
+    else
+        open_images--;
     pthread_mutex_unlock(&fake_lock);
-    return r;
+    return -r;
 }
 
 int rbd_open(rados_ioctx_t io, const char *name, rbd_image_t *image, const char *snap_name)
