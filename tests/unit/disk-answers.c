@@ -107,6 +107,7 @@ static void a_ring_without_an_operation(void **state)
 static void a_ring_that_does_not_work(void **state)
 {
     static const char *const rings[] = {"io_uring", "libaio"};
+    static const int errors[] = {-EAGAIN, -512, -ENOMEM}; /* the ring's own two, and the disk's */
     for (unsigned i = 0; i < 2; i++) {
         if (!has_backend(rings[i]))
             continue;
@@ -114,10 +115,19 @@ static void a_ring_that_does_not_work(void **state)
         use(open_on(rings[i]));
         CHECK(strstr(warning, rings[i]) && strstr(warning, strerror(EIO)));
         fake.wrong_bytes = false;
-        fake.ring_error = -EAGAIN;
-        use(open_on(rings[i]));
-        CHECK(strstr(warning, rings[i]) && strstr(warning, strerror(EAGAIN)));
+        for (unsigned e = 0; e < 3; e++) {
+            fake.ring_error = errors[e];
+            use(open_on(rings[i]));
+            CHECK(strstr(warning, rings[i]) && strstr(warning, strerror(-errors[e])));
+        }
         fake.ring_error = 0;
+        /* A ring that fails later gives its requests to the pool. */
+        for (unsigned e = 0; e < 2; e++) {
+            struct image *image = open_on(rings[i]);
+            fake.ring_error = errors[e];
+            use(image);
+            fake.ring_error = 0;
+        }
     }
 }
 
@@ -185,6 +195,35 @@ static void a_folio_that_is_not_split(void **state)
         CHECK(atomic_load(&made[COLD]) == (refused ? 0 : 1));
         image_put(image);
     }
+}
+
+static int add_extent(void *opaque, const struct extent *extent)
+{
+    uint64_t *end = opaque;
+    CHECK(extent->offset == *end && !extent->hole);
+    *end += extent->length;
+    return 0;
+}
+
+/* The file is cut short or punched after lseek(2) has found data, so SEEK_HOLE finds no end of the
+ * data: what was data stays data, and the search goes on.
+ */
+static void data_that_vanish_are_no_hole(void **state)
+{
+    char data[2048];
+    memset(data, 1, sizeof data);
+    CHECK(truncate(path, sizeof data) == 0);
+    struct image *image = open_image(false);
+    CHECK(image_write(image, data, sizeof data, 0, false) == 0);
+    image->extents.maps = false;
+    for (int cut = 0; cut < 2; cut++) {
+        uint64_t end = 0;
+        *(cut ? &fake.cut : &fake.punched) = true;
+        CHECK(image_extents(image, sizeof data, 0, false, add_extent, &end) == 0);
+        CHECK(end == sizeof data);
+        fake.cut = fake.punched = false;
+    }
+    image_put(image);
 }
 
 /* --- Refusals --- */
@@ -282,7 +321,10 @@ static void a_write_of_nothing_is_no_space(void **state)
     struct image *image = open_image(false);
     fake.writes_nothing = true;
     CHECK(image_write(image, data, sizeof data, 0, false) == -ENOSPC);
+    atomic_store(&image->flush.no_dsync, true);
+    CHECK(image_write(image, data, sizeof data, 0, true) == -ENOSPC);
     fake.writes_nothing = false;
+    CHECK(image_write(image, data, sizeof data, 0, true) == 0); /* no sync has failed */
     image_put(image);
 }
 
@@ -319,6 +361,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(units_without_statx, setup, teardown),
         cmocka_unit_test_setup_teardown(a_file_without_direct_io, setup, teardown),
         cmocka_unit_test_setup_teardown(a_folio_that_is_not_split, setup, teardown),
+        cmocka_unit_test_setup_teardown(data_that_vanish_are_no_hole, setup, teardown),
         cmocka_unit_test_setup_teardown(locks_that_are_not_supported, setup, teardown),
         cmocka_unit_test_setup_teardown(a_reader_may_be_locked_out, setup, teardown),
         cmocka_unit_test_setup_teardown(advice_that_is_refused, setup, teardown),

@@ -30,11 +30,12 @@ static struct {
     int sector;                    /* of file.block; -1: unknown */
     int lock, advice, populate;    /* errno */
     bool writes_nothing;
-    int missing_op;   /* of io_uring, and 1 + the operation */
-    bool no_fdsync;   /* of libaio */
-    bool wrong_bytes; /* a ring reads other bytes */
-    int ring_error;   /* what each request of a ring ends with */
-    bool interrupted; /* io_getevents(2), once */
+    bool cut, punched; /* lseek(2) does not find the end of data */
+    int missing_op;    /* of io_uring, and 1 + the operation */
+    bool no_fdsync;    /* of libaio */
+    bool wrong_bytes;  /* a ring reads other bytes */
+    int ring_error;    /* what each request of a ring ends with */
+    bool interrupted;  /* io_getevents(2), once */
 } fake;
 
 int __real_ioctl(int fd, unsigned long command, void *p);
@@ -57,6 +58,15 @@ int __wrap_ioctl(int fd, unsigned long command, void *p)
     default:
         return answer(ENOTTY);
     }
+}
+
+off_t __real_lseek64(int fd, off_t at, int whence);
+off_t __wrap_lseek64(int fd, off_t at, int whence);
+off_t __wrap_lseek64(int fd, off_t at, int whence)
+{
+    if (whence == SEEK_HOLE && fake.punched)
+        return at;
+    return whence == SEEK_HOLE && fake.cut ? answer(ENXIO) : __real_lseek64(fd, at, whence);
 }
 
 int __real_fcntl64(int fd, int command, void *p);

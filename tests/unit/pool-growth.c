@@ -76,11 +76,29 @@ static void invariant_7_a_waits_for_b_with_one_idle_worker(void **state)
     }
 }
 
+/* A pool has 1 to POOL_MAX_THREADS slots, and keeps no more threads than it may have. */
+static void bounds_that_are_none(void **state)
+{
+    static const unsigned bounds[][2] = {{0, 0}, {3, 2}, {0, POOL_MAX_THREADS + 1}};
+    const struct pool_config good = {.max_threads = POOL_MAX_THREADS};
+    struct rig rig;
+    struct pool *pool = NULL;
+    rig_new(&rig, &good);
+    for (unsigned i = 0; i < 3; i++) {
+        const struct pool_config config = {.min_threads = bounds[i][0],
+                                           .max_threads = bounds[i][1]};
+        CHECK(pool_new(rig.loop, &config, &pool) == -EINVAL && !pool);
+        CHECK(pool_set_bounds(rig.pool, bounds[i][0], bounds[i][1]) == -EINVAL);
+    }
+    rig_free(&rig, POOL_DRAIN);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(invariant_6_a_burst_with_one_idle_worker_reaches_the_bound),
         cmocka_unit_test(invariant_7_a_waits_for_b_with_one_idle_worker),
+        cmocka_unit_test(bounds_that_are_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -137,6 +137,10 @@ static void an_error_has_a_line(void **state)
         CHECK(strstr(why, cases[i].line) && fake.owed == 0);
         if (!strstr("rbd_open rbd_get_size", cases[i].broken)) /* a check goes without these */
             CHECK(rbd_disk_check(&image_name, why) == cases[i].error && strstr(why, cases[i].line));
+        image_name.conf = "/my.conf"; /* a line about the connection names it */
+        if (strcmp(cases[i].broken, "rados_connect") == 0)
+            CHECK(rbd_disk_check(&image_name, why) < 0 && strstr(why, "/my.conf"));
+        image_name.conf = NULL;
         fake.has_namespace = true;
         if (strcmp(cases[i].space, "s") == 0 && cases[i].error == -ENOENT)
             CHECK(try_get(&d, CEPH_LOCK_AUTO, false) == -ENOENT && strstr(why, "no image of this"));

@@ -91,6 +91,40 @@ static void the_backend_keeps_its_contract(void **state)
     tally = NULL;
 }
 
+static _Atomic unsigned ended;
+
+static void count_end(struct request *request)
+{
+    CHECK(request->result == (request->op == REQUEST_READ ? 0 : -EIO));
+    atomic_fetch_add(&ended, 1);
+}
+
+/* Nothing in the plugin submits to Ceph without waiting, but the contract of a backend has it. */
+static void requests_may_end_on_the_loop_thread(void **state)
+{
+    char data[2][512];
+    struct iovec iov[2] = {{data[0], 512}, {data[1], 512}};
+    struct request requests[3];
+    fake_reset(MiB);
+    struct disk *d = get();
+    CHECK(d->ops->write(d, "abc", 4, 512, false) == 0);
+    fake.broken = "flush";
+    fake.error = -EIO;
+    for (unsigned i = 0; i < 3; i++) {
+        requests[i] = (struct request){.op = i < 2 ? REQUEST_READ : REQUEST_FDATASYNC,
+                                       .offset = i * 512,
+                                       .length = i < 2 ? 512 : 0,
+                                       .iov = &iov[i % 2],
+                                       .iovcnt = 1,
+                                       .done = count_end};
+        CHECK(backend_submit(rbd_of(d)->backend, &requests[i]) == 0);
+    }
+    WAIT_UNTIL(atomic_load(&ended) == 3);
+    CHECK(strcmp(data[1], "abc") == 0 && data[0][0] == 0);
+    fake.broken = NULL;
+    put(d);
+}
+
 /* A zero may leave a hole only if it says so, is cut into steps of 1 GiB, and is not fast if zeros
  * must be written.
  */
@@ -377,6 +411,7 @@ int main(void)
         cmocka_unit_test(what_is_written_is_read),
         cmocka_unit_test(preferred_blocks_have_bounds),
         cmocka_unit_test(the_backend_keeps_its_contract),
+        cmocka_unit_test(requests_may_end_on_the_loop_thread),
         cmocka_unit_test(zero_and_trim_come_in_steps),
         cmocka_unit_test(what_is_dirty_is_flushed),
         cmocka_unit_test(flushes_wait_for_the_next_one),

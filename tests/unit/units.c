@@ -129,6 +129,7 @@ static void an_even_multiple_proves_nothing(void **state)
 {
     static const off_t small[][2] = {{8192, 8192 + 512}, {65536, 65536 + 512}, {0, 0}};
     static const off_t two[][2] = {{8192, 8192 + 512}, {16384, 16384 + 1024}, {0, 0}};
+    static off_t many[21][2];
     static const off_t late[][2] = {{8192 + 100, 8192 + 1024}, {0, 0}};
     fake.needs = 4096;
     fake.extents = small;
@@ -138,6 +139,13 @@ static void an_even_multiple_proves_nothing(void **state)
     CHECK(unit_found() == 512 && reads == 1);
     fake.extents = late; /* so is 8192 + 512 */
     CHECK(unit_found() == 512 && reads == 1);
+    /* Only the first 16 extents are looked at. */
+    for (int i = 0; i < 20; i++) {
+        many[i][0] = (i + 1) * 8192;
+        many[i][1] = many[i][0] + (i < 16 ? 512 : 4096);
+    }
+    fake.extents = many;
+    CHECK(unit_found() == 4096 && reads == 1);
 }
 
 /* Where all is a hole, nothing is proved: the block of the disk below counts, or 4096. */
