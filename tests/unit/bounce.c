@@ -172,12 +172,37 @@ static void stuck_images_leave_memory_for_others(void **state)
     bounce_free_all();
 }
 
+/* Small buffers at rest make room for large ones, also where no larger buffer is at rest. */
+static void small_buffers_at_rest_make_room(void **state)
+{
+    static struct bounce small[ALONE / (64 << 10)], large[2 * ALONE / BOUNCE_MAX];
+    const unsigned smalls = sizeof small / sizeof small[0], first = ALONE / BOUNCE_MAX;
+    const unsigned larges = first + first / 2; /* a second image may hold half of the rest */
+    struct bounce_share shares[2];
+    for (unsigned i = 0; i < 2; i++)
+        bounce_share_init(&shares[i], NULL);
+    for (unsigned i = 0; i < smalls; i++)
+        CHECK(bounce_get(&shares[0], &small[i], 64 << 10) == 0);
+    for (unsigned i = 0; i < smalls; i++)
+        bounce_put(&small[i]);
+    CHECK(bounce_allocated() == ALONE);
+    for (unsigned i = 0; i < larges; i++) {
+        CHECK(bounce_get(&shares[i >= first], &large[i], BOUNCE_MAX) == 0);
+        CHECK(bounce_allocated() <= BOUNCE_SHARED_MAX);
+    }
+    CHECK(bounce_allocated() == BOUNCE_SHARED_MAX); /* no more was freed than necessary */
+    for (unsigned i = 0; i < larges; i++)
+        bounce_put(&large[i]);
+    bounce_free_all();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_image_holds_half_at_most),
         cmocka_unit_test(a_large_request_is_served_among_smaller_ones),
         cmocka_unit_test(stuck_images_leave_memory_for_others),
+        cmocka_unit_test(small_buffers_at_rest_make_room),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

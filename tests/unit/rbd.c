@@ -302,6 +302,12 @@ static void the_end_of_a_smaller_image_is_an_error(void **state)
 
 static const struct fake_range pieces[] = {{MiB, MiB}, {2 * MiB, 4096}, {6 * MiB, MiB}};
 
+static int refuse_first(void *opaque, const struct extent *extent)
+{
+    unsigned *n = opaque;
+    return (*n)++ == 0 ? -ENOMEM : 0;
+}
+
 static void extents_are_cut_to_what_was_asked(void **state)
 {
     fake_reset(64 * MiB);
@@ -328,6 +334,8 @@ static void extents_are_cut_to_what_was_asked(void **state)
     CHECK(extent_count == 1 && found(0, MiB, MiB + 4096, false));
     extents_of(d, MiB, 8 * MiB, false);
     CHECK(extent_count == 1 && found(0, 8 * MiB, MiB, true));
+    unsigned refused = 0;
+    CHECK(d->ops->extents(d, 8 * MiB, 0, false, refuse_first, &refused) == -ENOMEM);
     put(d);
 }
 
