@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # Which lines and branches of pool/, backends/ and plugin/disk/ do the tests run?  Builds the
-# sources with counters, runs the tests, prints a table of the files, and fails if less is covered
-# than README.md in this folder says.
+# sources with counters, runs the tests, prints a table of the files, and fails if an uncovered line
+# has no reason in reasons.txt, or if less is covered than the minimum below.
 #
 # coverage.sh BUILD                  all tests, with fresh counters (an hour on 2 cores)
 # coverage.sh BUILD SUITE|TEST...    these tests only; what they cover is added to the counters
@@ -13,7 +13,7 @@
 # flags, or that take hours are left out.
 set -euo pipefail
 
-min_lines=97 min_branches=86
+min_lines=99 min_branches=95
 suites=(pool backend system slow conformance)
 long=('stale long' rbd-users rbd-changed rbd-frozen)
 for name in threads io_uring libaio; do long+=("each-call long $name" "each-call loop $name"); done
