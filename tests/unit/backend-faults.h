@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Wrapped functions that disturb what the kernel returns to a backend: short transfers, -EINTR,
- * -EAGAIN, partial submissions, a ring that cannot be made.  Only tests/unit/backend.c includes
- * this file, and tests/unit/meson.build names the functions in the linker's --wrap options.
+ * -EAGAIN, partial submissions, a ring or a thread that cannot be made.  backend.c and
+ * backend-async.c include this file, and meson.build names the functions in the linker's --wrap
+ * options.
  *
  * A test sets fields of `faults`; open_backend clears all of them.  The wrappers run on whichever
  * thread makes the call: a worker, a caller of backend_run, or the loop thread.
@@ -28,6 +29,8 @@ static struct {
     _Atomic int setup_error;       /* -errno that making a ring returns; 0: succeed */
     _Atomic bool hold_reads;       /* a blocking read does not return */
     _Atomic bool flag_stays;       /* IORING_SQ_TASKRUN is set although no work is left */
+    _Atomic bool no_threads;       /* no thread can be created */
+    _Atomic uint64_t result_ns;    /* each result of a ring takes so much longer */
 
     /* Counted by any thread. */
     _Atomic unsigned submissions, results, held_reads, get_events;
@@ -93,7 +96,18 @@ void __real_ring_completed(struct ring *ring, struct request *request, int64_t r
 void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result);
 void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result)
 {
+    usleep(atomic_load(&faults.result_ns) / 1000);
     __real_ring_completed(ring, request, disturb_result(result));
+}
+
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
+                          void *p);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
+                          void *p);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
+                          void *p)
+{
+    return atomic_load(&faults.no_threads) ? EAGAIN : __real_pthread_create(thread, attr, f, p);
 }
 
 int __real_io_submit(io_context_t context, long count, struct iocb **iocbs);

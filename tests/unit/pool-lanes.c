@@ -163,6 +163,36 @@ static void a_task_can_be_run_and_then_submitted(void **state)
     rig_free(&rig, POOL_DRAIN);
 }
 
+/* The tally knows how long a task was in the queue. */
+static void the_time_in_the_queue_is_counted(void **state)
+{
+    const uint64_t rest_ns = 20 * 1000 * 1000;
+    struct tally *tally = tally_new(POOL_TALLY_END);
+    struct pool_config config = {.max_threads = 1, .tally = tally};
+    _Atomic unsigned finished = 0;
+    struct job jobs[2];
+    struct rig rig;
+    struct gate gate;
+
+    rig_new(&rig, &config);
+    gate_init(&gate);
+    uint64_t begin = tally_now();
+    for (unsigned i = 0; i < 2; i++) {
+        job_init(&jobs[i], POOL_FAST, &gate, &finished);
+        CHECK(pool_submit(rig.pool, &jobs[i].task) == 0);
+        gate_wait_for(&gate, 1);
+    }
+    usleep(rest_ns / 1000);
+    gate_open(&gate);
+    WAIT_UNTIL(atomic_load(&finished) == 2);
+    uint64_t waited =
+        tally_read(tally, POOL_TALLY_WAIT + POOL_FAST * TALLY_HISTOGRAM + TALLY_BUCKETS);
+    CHECK(waited >= rest_ns && waited <= 2 * (tally_now() - begin));
+    rig_free(&rig, POOL_DRAIN);
+    gate_destroy(&gate);
+    tally_free(tally);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -170,6 +200,7 @@ int main(void)
         cmocka_unit_test(invariant_20_first_come_first_served_within_a_lane),
         cmocka_unit_test(invariant_20_callers_take_back_in_order),
         cmocka_unit_test(a_task_can_be_run_and_then_submitted),
+        cmocka_unit_test(the_time_in_the_queue_is_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
