@@ -334,6 +334,9 @@ static void extents_are_cut_to_what_was_asked(void **state)
     CHECK(extent_count == 1 && found(0, MiB, MiB + 4096, false));
     extents_of(d, MiB, 8 * MiB, false);
     CHECK(extent_count == 1 && found(0, 8 * MiB, MiB, true));
+    /* Data of the same object that end where the question begins are no part of the answer. */
+    extents_of(d, MiB, 2 * MiB + 4096, true);
+    CHECK(extent_count == 1 && found(0, 2 * MiB + 4096, MiB, true));
     unsigned refused = 0;
     CHECK(d->ops->extents(d, 8 * MiB, 0, false, refuse_first, &refused) == -ENOMEM);
     put(d);
