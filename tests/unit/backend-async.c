@@ -237,9 +237,8 @@ static void pieces_are_timed_together(void **state)
     unsigned char *data = blocks_new(4);
     name = *state;
     if (strcmp(name, "threads") != 0) {
+        tally = tally_new(BACKEND_TALLY_END);
         open_backend(&b, 16, true);
-        struct tally *tally = tally_new(BACKEND_TALLY_END);
-        b.backend->config.tally = tally;
         atomic_store(&faults.result_every, 2); /* the second is not shortened again */
         atomic_store(&faults.results, 1);
         atomic_store(&faults.result_ns, result_ns);
@@ -256,6 +255,7 @@ static void pieces_are_timed_together(void **state)
         CHECK(time >= 2 * result_ns && time <= tally_now() - begin);
         close_backend(&b);
         tally_free(tally);
+        tally = NULL;
     }
     free(data);
 }

@@ -23,7 +23,8 @@ struct bench {
     unsigned char *model; /* what the file must contain */
 };
 
-static const char *name; /* the backend under test */
+static const char *name;    /* the backend under test */
+static struct tally *tally; /* of the backends that are opened, or NULL */
 
 static inline void open_backend(struct bench *b, unsigned queue_depth, bool direct)
 {
@@ -34,8 +35,11 @@ static inline void open_backend(struct bench *b, unsigned queue_depth, bool dire
     memset(b, 0, sizeof *b);
     CHECK(loop_new(&b->loop) == 0);
     CHECK(pool_new(b->loop, &pool, &b->pool) == 0);
-    struct backend_config config = {
-        .loop = b->loop, .pool = b->pool, .queue_depth = queue_depth, .try_cached = !direct};
+    struct backend_config config = {.loop = b->loop,
+                                    .pool = b->pool,
+                                    .queue_depth = queue_depth,
+                                    .try_cached = !direct,
+                                    .tally = tally};
     CHECK(backend_open(name, &config, &b->backend, why, sizeof why) == 0);
     const char *directory = getenv("TMPDIR");
     char path[512];
