@@ -29,19 +29,16 @@ def files_of(build):
 def read_reasons():
     """The entries of reasons.txt: a list of (entry, pattern of "FILE FUNCTION: LINE", whether the
     entry must match a line)."""
-    entries, reason, in_entries = [], "", True
+    entries = []
     with open(os.path.join(HERE, "reasons.txt"), encoding="utf-8") as f:
-        for line in f:
-            is_entry = line.startswith("    ")
-            if is_entry:
+        groups = f.read().split("\n\n")
+    for group in groups:
+        must_match = not group.startswith("In some runs")
+        for line in group.splitlines():
+            if line.startswith("    "):
                 entry = line.strip()
                 pattern = entry[1:-1] if entry.startswith("/") else re.escape(entry)
-                entries.append((entry, re.compile(pattern), not reason.startswith("In some runs")))
-            elif in_entries:
-                reason = ""
-            if not is_entry and line.strip() and line[0] != "#":
-                reason = reason or line
-            in_entries = is_entry
+                entries.append((entry, re.compile(pattern), must_match))
     return entries
 
 

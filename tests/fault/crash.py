@@ -11,8 +11,8 @@ at a random moment, and saves its model in STATE.  `check` compares the image wi
 Each slot owns a block and has one request in flight.  The model of a slot is the set of contents
 that its sectors may have: the durable content, and each later one.  A content is durable when its
 FUA request is answered, or when a flush is answered that was sent after the answer of the request.
-With an odd SEED only FUA writes make data durable: a flush, and a zero or a trim with FUA, write
-out what a FUA write may have left in the page cache.
+With half of the seeds only FUA writes make data durable: a flush, and a zero or a trim with FUA,
+write out what a FUA write may have left in the page cache.
 
 Answers that come after the shutdown has begun make nothing durable: fdatasync(2) can then return 0
 although the shutdown throws the data away.  A program of pwrite(2) and fdatasync(2), without
@@ -36,7 +36,9 @@ CONNECTIONS, SLOTS, BLOCK = 4, 64, 16 << 10
 class Load:
     def __init__(self, uri, seed):
         self.rng = random.Random(seed)
-        self.syncs = seed % 2 == 0      # flushes, and FUA of zeros and trims
+        # Flushes, and FUA of zeros and trims.  Not by the parity of the seed, which is that of the
+        # way to carry requests.
+        self.syncs = self.rng.random() < 0.5
         self.handles = [nbd.NBD() for _ in range(CONNECTIONS)]
         for h in self.handles:
             h.connect_uri(uri)

@@ -9,8 +9,8 @@
 # The rounds take cache modes and ways to carry requests in turn.
 export AIODISK_CORKED=${AIODISK_LIAR:?is not set: run the test through meson test} # is preloaded
 . "$(dirname "$0")/../lib/functions.sh"
+. "$source_root/tests/lib/rounds.sh"
 kind=$1 rounds=$2 seed=${3:-$RANDOM}
-all_ways default none
 make_fs "$kind" 400M
 fs_loop=$loop
 umount "$mnt"
@@ -35,34 +35,13 @@ shut_down() {
     return $status
 }
 
-# caught LIE PARAMETERS...: of at most 30 rounds with this liar, one loses data.
-caught() {
-    local lie=$1 i
-    shift
-    for i in {1..30}; do
-        if ! AIODISK_LIE=$lie shut_down "$((seed + 100000 + i))" "$@"; then
-            say "caught in round $i: a server that lies about $lie: $(cut -c 1-60 "$dir/found")"
-            return
-        fi
-    done
-    fail "seed $seed: a server that lies about $lie loses nothing, so this test proves nothing"
-}
-
-caught flush cache=default
-caught fua cache=default
-caught zero cache=default
+caught shut_down 30 flush cache=default
+caught shut_down 30 fua cache=default
+caught shut_down 30 zero cache=default
 : >"$dir/load"
-for ((i = 0; i < rounds; i++)); do
-    # shellcheck disable=SC2086 # a way is several words
-    shut_down $((seed + i)) ${ways[i % ${#ways[@]}]} ||
-        fail_with "$dir/found" "durable data are lost: seed $((seed + i)), ${ways[i % ${#ways[@]}]}"
-done
+run_rounds "$rounds" shut_down "durable data are lost"
 case $kind in
 ext4) e2fsck -fn "$fs_loop" >"$dir/fsck" 2>&1 ;;
 xfs) xfs_repair -n "$fs_loop" >"$dir/fsck" 2>&1 ;;
 esac || fail_with "$dir/fsck" "the filesystem is damaged"
-awk -v rounds="$rounds" -v seed="$seed" -F '[= ]' '
-    { for (i = 1; i < NF; i += 2) sum[$i] += $(i + 1) }
-    END { printf "%d shutdowns from seed %d:", rounds, seed
-          for (name in sum) printf " %d %s", sum[name], name
-          print "; nothing is lost" }' "$dir/load"
+sum_up "$rounds" shutdowns

@@ -12,7 +12,7 @@
 export AIODISK_CORKED=${AIODISK_LIAR:?is not set: run the test through meson test} # is preloaded
 . "$(dirname "$0")/../lib/functions.sh"
 . "$source_root/tests/lib/logged-disk.sh"
-. "$source_root/tests/lib/replay.sh"
+. "$source_root/tests/lib/rounds.sh"
 kind=$1 logs=$2 samples=$3 seed=${4:-$RANDOM}
 mkdir "$dir/mnt" "$dir/replayed"
 mkdir "$dir/replayed/mnt"
@@ -43,8 +43,8 @@ replay() {
     return $status
 }
 
-caught flush
-caught fua --filter=fua fuamode=discard
+caught replay 5 flush cache=none
+caught replay 5 fua cache=none --filter=fua fuamode=discard
 : >"$dir/load"
-replay_all "$logs" replay "data are lost"
-sum_up "$logs"
+run_rounds "$logs" replay "data are lost"
+sum_up "$logs" logs

@@ -13,7 +13,7 @@
 export AIODISK_CORKED=${AIODISK_LIAR:?is not set: run the test through meson test} # is preloaded
 . "$(dirname "$0")/../lib/functions.sh"
 . "$source_root/tests/lib/logged-disk.sh"
-. "$source_root/tests/lib/replay.sh"
+. "$source_root/tests/lib/rounds.sh"
 logs=$1 ext4_logs=$2 samples=$3 seed=${4:-$RANDOM}
 
 # replay SEED PARAMETERS...: succeeds if the log of random requests is as the model allows.
@@ -59,10 +59,11 @@ replay_ext4() {
     return $status
 }
 
-caught flush
-caught zero
-caught fua --filter=fua fuamode=discard # on FUSE the plugin makes FUA of a write and a flush
+caught replay 5 flush cache=none
+caught replay 5 zero cache=none
+# On FUSE the plugin makes FUA of a write and a flush.
+caught replay 5 fua cache=none --filter=fua fuamode=discard
 : >"$dir/load"
-replay_all "$logs" replay "data are lost"
-replay_all "$ext4_logs" replay_ext4 "an ext4 is damaged"
-sum_up $((logs + ext4_logs))
+run_rounds "$logs" replay "data are lost"
+run_rounds "$ext4_logs" replay_ext4 "an ext4 is damaged"
+sum_up $((logs + ext4_logs)) logs

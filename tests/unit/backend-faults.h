@@ -17,6 +17,7 @@
 
 #include "backends/ring.h"
 #include "tests/lib/pool-test.h"
+#include "tests/lib/wrap.h"
 
 #define BLOCK 4096u /* bytes; a shortened transfer is a multiple */
 
@@ -30,7 +31,7 @@ static struct {
     _Atomic bool hold_reads;       /* a blocking read does not return */
     _Atomic bool flag_stays;       /* IORING_SQ_TASKRUN is set although no work is left */
     _Atomic bool no_threads;       /* no thread can be created */
-    _Atomic uint64_t result_ns;    /* each result of a ring takes so much longer */
+    _Atomic unsigned result_us;    /* each result of a ring takes so much longer */
 
     /* Counted by any thread. */
     _Atomic unsigned submissions, results, held_reads, get_events;
@@ -96,19 +97,12 @@ void __real_ring_completed(struct ring *ring, struct request *request, int64_t r
 void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result);
 void __wrap_ring_completed(struct ring *ring, struct request *request, int64_t result)
 {
-    usleep(atomic_load(&faults.result_ns) / 1000);
+    if (atomic_load(&faults.result_us))
+        usleep(atomic_load(&faults.result_us));
     __real_ring_completed(ring, request, disturb_result(result));
 }
 
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p)
-{
-    return atomic_load(&faults.no_threads) ? EAGAIN : __real_pthread_create(thread, attr, f, p);
-}
+WRAP_PTHREAD_CREATE_IF(atomic_load(&faults.no_threads))
 
 int __real_io_submit(io_context_t context, long count, struct iocb **iocbs);
 int __wrap_io_submit(io_context_t context, long count, struct iocb **iocbs);

@@ -20,6 +20,7 @@
 #include <sys/uio.h>
 
 #include "backends/ring.h"
+#include "tests/lib/wrap.h"
 
 #define SIZE (128 * KiB) /* of the file */
 #define XFS_DIOINFO _IOR('X', 30, uint32_t[3])
@@ -102,15 +103,7 @@ ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t at)
 }
 
 static _Atomic bool no_threads;
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p)
-{
-    return atomic_load(&no_threads) ? EAGAIN : __real_pthread_create(thread, attr, f, p);
-}
+WRAP_PTHREAD_CREATE_IF(atomic_load(&no_threads))
 
 int __real_io_uring_register_probe(struct io_uring *ring, struct io_uring_probe *probe, unsigned n);
 int __wrap_io_uring_register_probe(struct io_uring *ring, struct io_uring_probe *probe, unsigned n);

@@ -30,6 +30,7 @@
 #include "plugin/disk/image.h"
 #include "pool/tally.h"
 #include "tests/lib/silent-log.h"
+#include "tests/lib/wrap.h"
 
 /* --- The calls that fail --- */
 
@@ -48,23 +49,15 @@ static bool fails(void)
     return true;
 }
 
-/* Defines the wrapper of a function that returns `failure`, if fails(). */
 #define WRAP(type, name, failure, parameters, arguments) \
-    type __real_##name parameters; \
-    type __wrap_##name parameters; \
-    type __wrap_##name parameters \
-    { \
-        return fails() ? (type)(failure) : __real_##name arguments; \
-    }
+    WRAP_IF(fails(), type, name, failure, parameters, arguments)
 
 WRAP(void *, malloc, NULL, (size_t n), (n))
 WRAP(void *, calloc, NULL, (size_t n, size_t size), (n, size))
 WRAP(void *, aligned_alloc, NULL, (size_t align, size_t size), (align, size))
 WRAP(char *, strdup, NULL, (const char *s), (s))
 WRAP(FILE *, fopen64, NULL, (const char *name, const char *mode), (name, mode))
-WRAP(int, pthread_create, EAGAIN,
-     (pthread_t * thread, const pthread_attr_t *attr, void *(*f)(void *), void *p),
-     (thread, attr, f, p))
+WRAP_PTHREAD_CREATE_IF(fails())
 WRAP(int, eventfd, -1, (unsigned n, int flags), (n, flags))
 WRAP(int, epoll_create1, -1, (int flags), (flags))
 WRAP(int, memfd_create, -1, (const char *name, unsigned flags), (name, flags))

@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 
 #include "plugin/disk/health.h"
+#include "tests/lib/wrap.h"
 #include "tests/unit/rbd-rig.h"
 
 /* --- The functions that the program wraps --- */
@@ -22,43 +23,11 @@ static bool fails(void)
     return true;
 }
 
-void *__real_calloc(size_t n, size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-
-char *__real_strdup(const char *s);
-char *__wrap_strdup(const char *s);
-char *__wrap_strdup(const char *s)
-{
-    return fails() ? NULL : __real_strdup(s);
-}
-
-int __real_epoll_create1(int flags);
-int __wrap_epoll_create1(int flags);
-int __wrap_epoll_create1(int flags)
-{
-    return fails() ? -1 : __real_epoll_create1(flags);
-}
-
-int __real_eventfd(unsigned n, int flags);
-int __wrap_eventfd(unsigned n, int flags);
-int __wrap_eventfd(unsigned n, int flags)
-{
-    return fails() ? -1 : __real_eventfd(n, flags);
-}
-
-int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p);
-int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*f)(void *),
-                          void *p)
-{
-    return atomic_load(&no_threads) || fails() ? EAGAIN : __real_pthread_create(thread, attr, f, p);
-}
+WRAP_IF(fails(), void *, calloc, NULL, (size_t n, size_t size), (n, size))
+WRAP_IF(fails(), char *, strdup, NULL, (const char *s), (s))
+WRAP_IF(fails(), int, epoll_create1, -1, (int flags), (flags))
+WRAP_IF(fails(), int, eventfd, -1, (unsigned n, int flags), (n, flags))
+WRAP_PTHREAD_CREATE_IF(atomic_load(&no_threads) || fails())
 
 /* --- The tests --- */
 
