@@ -145,6 +145,19 @@ int __wrap_io_setup(int depth, io_context_t *context)
     return error ? error : __real_io_setup(depth, context);
 }
 
+/* A new ring may be mapped where an old one was.  The kernel orders the two, and TSan does not see
+ * that, because liburing unmaps without libc: it reported a race between them.
+ */
+static _Atomic unsigned mappings;
+
+void __real_io_uring_queue_exit(struct io_uring *ring);
+void __wrap_io_uring_queue_exit(struct io_uring *ring);
+void __wrap_io_uring_queue_exit(struct io_uring *ring)
+{
+    atomic_fetch_add(&mappings, 1);
+    __real_io_uring_queue_exit(ring);
+}
+
 int __real_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
                                       struct io_uring_params *params);
 int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
@@ -153,7 +166,10 @@ int __wrap_io_uring_queue_init_params(unsigned depth, struct io_uring *ring,
                                       struct io_uring_params *params)
 {
     int error = atomic_load(&faults.setup_error);
-    return error ? error : __real_io_uring_queue_init_params(depth, ring, params);
+    if (!error)
+        error = __real_io_uring_queue_init_params(depth, ring, params);
+    atomic_fetch_add(&mappings, 1);
+    return error;
 }
 
 #endif
